@@ -1,0 +1,56 @@
+// Engine: tokens in, tokens out. Owns the engine thread, scheduler, cache manager and executor.
+// Submit, Stats and Drain may be called from any thread; everything else happens on the engine thread.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+
+#include "engine/config.h"
+#include "engine/request.h"
+#include "engine/step_plan.h"
+#include "engine/token_stream.h"
+#include "kernels/base/status.h"
+
+namespace longhaul {
+
+struct EngineStats {
+  int64_t n_running = 0;   // sequences prefilling or decoding
+  int64_t n_waiting = 0;
+  int64_t n_pages_total = 0;
+  int64_t n_pages_used = 0;     // referenced by running sequences
+  int64_t n_pages_cached = 0;   // kept by the prefix index alone
+  int64_t prefix_queried_tokens = 0;
+  int64_t prefix_hit_tokens = 0;
+  int64_t prompt_tokens = 0;
+  int64_t generation_tokens = 0;
+  int64_t n_steps = 0;
+  int64_t n_finished_stop = 0, n_finished_length = 0, n_cancelled = 0, n_failed = 0;
+};
+
+class Engine {
+ public:
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineConfig& config,
+                                                        std::unique_ptr<Executor> executor);
+  virtual ~Engine() = default;  // cancels what runs and joins the thread
+
+  // Errors, all before any work:
+  //   OutOfRange         the prompt plus max_tokens exceeds max_model_len, or can never fit the KV pool
+  //   InvalidArgument    empty prompt, token id outside the vocabulary, sparse options out of range
+  //   ResourceExhausted  the queue is full
+  //   Unavailable        draining
+  virtual absl::StatusOr<TokenStream> Submit(Request request) = 0;
+
+  virtual EngineStats Stats() const = 0;
+  virtual const ModelShape& shape() const = 0;
+  virtual int64_t max_model_len() const = 0;
+
+  // Refuses new requests and waits until the running ones finished, at most `timeout`; what is left
+  // then is cancelled. True when everything finished.
+  virtual bool Drain(std::chrono::milliseconds timeout) = 0;
+
+  // Every page is free, referenced or cached, exactly once. Runs on the engine thread.
+  virtual absl::Status CheckIntegrity() = 0;
+};
+
+}  // namespace longhaul

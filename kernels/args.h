@@ -1,0 +1,234 @@
+// Argument structs of the backend ops, with a shape and a dtype on every tensor.
+//
+// Dimension letters, used everywhere in this project:
+//   T  query tokens (rows) of this call          N  keys visible to the last query row
+//   E  hidden size                               F  feed-forward (intermediate) size
+//   H  query heads   KH  key/value heads         G  = H / KH query heads that share one kv head
+//   D  head_dim                                  V  vocabulary size
+//   R  sampled rows of an epoch (voting rows first, then audit rows)
+// Query head h reads kv head h / G. Activations are f32 on the CPU backends. "any" = f32, bf16, f16.
+//
+// Query row t of a prefill call stands at token position q_begin + t and sees keys [0, q_begin + t].
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/base/tensor.h"
+#include "kernels/kv_layout.h"
+
+namespace longhaul {
+
+class LinearWeight;  // a weight matrix in a backend's own format, see backend.h
+
+struct EmbedArgs {
+  const int32_t* token_ids = nullptr;  // [T], each in [0, V)
+  TensorView table;                    // [V, E] any
+  TensorView out;                      // [T, E] f32, written
+};
+
+struct RmsNormArgs {
+  TensorView x;       // [T, E] f32
+  TensorView weight;  // [E] f32
+  float eps = 1e-5f;
+  TensorView out;     // [T, E] f32, written; may alias x
+};
+
+// y = x W^T + bias, or y += x W^T + bias.
+struct LinearArgs {
+  TensorView x;                          // [T, n_in] f32
+  const LinearWeight* weight = nullptr;  // [n_out, n_in]
+  TensorView bias;                       // [n_out] f32, or empty
+  bool accumulate = false;               // true: add to y (residual stream)
+  TensorView y;                          // [T, n_out] f32, written
+};
+
+// out = silu(gate) * up, both halves in one fused projection.
+struct SwiGluArgs {
+  TensorView gate_up;  // [T, 2 F] f32: gate in columns [0, F), up in [F, 2 F)
+  TensorView out;      // [T, F] f32, written
+};
+
+// cos and sin of position * inv_freq, computed in f64: exact enough beyond a million tokens.
+struct RopeTableArgs {
+  const int64_t* positions = nullptr;  // [T]
+  const double* inv_freq = nullptr;    // [D / 2] radians per token, RoPE scaling already applied
+  TensorView cos_sin;                  // [T, D / 2, 2] f32, written: (cos, sin)
+};
+
+// Rotates q and k (half-split form of Hugging Face Llama: element i pairs with i + D / 2) and
+// writes k and v into the pages. Row t belongs to sequence t / rows_per_kv.
+struct RopeKvWriteArgs {
+  TensorView q;                        // [T, H, D] f32, rotated in place; rows may be strided
+  TensorView k;                        // [T, KH, D] f32, rotated in place
+  TensorView v;                        // [T, KH, D] f32
+  TensorView cos_sin;                  // [T, D / 2, 2] f32
+  const int64_t* positions = nullptr;  // [T]
+  const KvView* kvs = nullptr;         // [T / rows_per_kv]
+  int64_t rows_per_kv = 0;             // T for a prefill slice, 1 for decode rows
+};
+
+// Exact causal attention of T consecutive rows of one sequence over its pages (flash attention,
+// Dao et al. 2022: online softmax, no score matrix).
+struct AttendDenseArgs {
+  TensorView q;                          // [T, H, D] f32; rows may be strided
+  int64_t q_begin = 0;
+  KvView kv;
+  float scale = 0;                       // 1 / sqrt(D)
+  const uint8_t* head_mask = nullptr;    // [H] only heads with a nonzero byte are computed; null = all
+  TensorView out;                        // [T, H, D] f32, written
+  TensorView lse;                        // [T, H] f32 natural log-sum-exp of scaled scores; or empty
+};
+
+// One decode row per sequence: row b attends to all kvs[b].n_tokens keys.
+struct AttendDecodeArgs {
+  TensorView q;                 // [B, H, D] f32; rows may be strided
+  const KvView* kvs = nullptr;  // [B]
+  float scale = 0;
+  TensorView out;               // [B, H, D] f32, written
+};
+
+// ---- SampleAttention (arXiv 2406.15486), the ops of engine/model/sparse_attention.cc ----
+
+// What every row keeps whatever the samples say. Key j is "local" to row i when j < sink or
+// i - j < window; every other visible key is "remote" and is kept only through a stripe or a band.
+struct LocalPattern {
+  int64_t sink = 64;      // first keys
+  int64_t window = 1024;  // keys (i - window, i]; a multiple of 64
+};
+
+// Pass 1 over the sampled rows: log-sum-exp over all visible keys, and over local keys only.
+struct SampleLseArgs {
+  TensorView q;                    // [T, H, D] f32
+  int64_t q_begin = 0;
+  KvView kv;
+  float scale = 0;
+  LocalPattern local;
+  const int32_t* rows = nullptr;   // [R] row numbers in [0, T), voting rows first
+  int64_t n_rows = 0;              // R
+  TensorView lse_full;             // [H, R] f32, written
+  TensorView lse_local;            // [H, R] f32, written; -inf where no key is local (cannot happen)
+};
+
+inline constexpr int64_t kBandWidth = 64;  // keys of one diagonal band: offsets [64 b, 64 b + 64)
+
+enum class MassScope : uint8_t {
+  kRemote,  // only remote (row, key) pairs count: the local ones are kept anyway
+  kAll,     // all pairs count, as published (preset `paper`)
+};
+
+// Pass 2 over the voting rows of the query heads of kv heads [kv_head_begin, kv_head_end):
+// softmax mass per key and per diagonal band. Row r of the outputs is query head
+// kv_head_begin * G + r. Heads whose skip byte is set are left unwritten.
+struct SampleMassArgs {
+  TensorView q;                        // [T, H, D] f32
+  int64_t q_begin = 0;
+  KvView kv;
+  float scale = 0;
+  LocalPattern local;
+  MassScope scope = MassScope::kRemote;
+  const int32_t* rows = nullptr;       // [n_voting]
+  int64_t n_voting = 0;
+  int64_t kv_head_begin = 0;
+  int64_t kv_head_end = 0;
+  const uint8_t* skip = nullptr;       // [H] heads that need no mass; null = none
+  TensorView lse_full;                 // [H, R] f32 from pass 1
+  TensorView mass_sum;                 // [heads, N] f32, written: sum over voting rows of p(row, key)
+  TensorView mass_max;                 // [heads, N] f32, written: maximum over voting rows
+  TensorView band_mass;                // [heads, ceil(N / 64)] f32, written; or empty (no bands)
+};
+
+enum class HeadKind : int32_t {
+  kStreaming = 0,  // local keys only
+  kSparse = 1,     // local keys, stripes and bands
+  kDense = 2,      // all visible keys
+};
+
+// Which keys each query head keeps in one epoch. Row i of head h keeps key j <= i when j is local,
+// or j is in a stripe of h, or (i - j) / 64 is a band of h, or h is dense. Filled by SelectKeys or by
+// any other pattern source; read by AttendSparse. All arrays live in memory of the backend.
+struct SparsePlan {
+  LocalPattern local;
+  int64_t stripe_width = 1;       // a stripe s covers keys [s, s + stripe_width); 1, 8, 16 or 64
+  int64_t max_stripes = 0;
+  int64_t max_bands = 0;
+  int32_t* kind = nullptr;        // [H] HeadKind
+  int32_t* n_stripes = nullptr;   // [H]
+  int32_t* stripes = nullptr;     // [H, max_stripes] first keys, ascending multiples of stripe_width
+  int32_t* n_bands = nullptr;     // [H]
+  int32_t* bands = nullptr;       // [H, max_bands] ascending band numbers b >= window / 64
+  int64_t* kept_pairs = nullptr;  // [H] (row, key) pairs kept in this epoch (an upper bound where
+                                  // stripes cross bands)
+};
+
+// Budget: turns the mass of heads [head_begin, head_begin + heads) into their part of the plan.
+// A head whose local mass already reaches alpha streams. Else candidates (stripes, bands) are taken
+// by mass per padded cost, largest first, until local + taken mass >= alpha; candidates whose maximum
+// over the voting rows reaches keep_max are taken whatever their sum. No sort: a histogram of 256
+// logarithmic buckets finds the cut-off, one scan compacts, ties go to the lower key, so the result
+// is deterministic. A head that would cost more than dense_cost_fraction of dense becomes dense.
+struct SelectKeysArgs {
+  int64_t q_begin = 0;
+  int64_t n_q = 0;                       // T
+  int64_t n_voting = 0;
+  MassScope scope = MassScope::kRemote;
+  int64_t head_begin = 0;                // first query head; the mass tensors start at it
+  TensorView lse_full;                   // [H, R] f32
+  TensorView lse_local;                  // [H, R] f32
+  TensorView mass_sum;                   // [heads, N] f32
+  TensorView mass_max;                   // [heads, N] f32
+  TensorView band_mass;                  // [heads, ceil(N / 64)] f32, or empty
+  const float* alpha = nullptr;          // [H] target share of the voting rows' mass, 0..1
+  float keep_max = 2.0f;                 // above 1: off
+  float dense_cost_fraction = 1.0f;
+  SparsePlan plan;                       // entries of these heads written
+};
+
+// Marks heads that stream (local mass of the voting rows >= alpha) and writes their plan entries, so
+// that pass 2 can skip them. alpha >= 1 makes every head dense.
+struct SelectStreamingArgs {
+  int64_t q_begin = 0;
+  int64_t n_q = 0;
+  int64_t n_voting = 0;
+  TensorView lse_full;           // [H, R] f32
+  TensorView lse_local;          // [H, R] f32
+  const float* alpha = nullptr;  // [H]
+  uint8_t* skip = nullptr;       // [H] written: 1 where the plan entry is final
+  SparsePlan plan;
+};
+
+// Attention of T rows under a plan; streaming, sparse and dense heads in one call.
+struct AttendSparseArgs {
+  TensorView q;        // [T, H, D] f32
+  int64_t q_begin = 0;
+  KvView kv;
+  float scale = 0;
+  SparsePlan plan;
+  TensorView out;      // [T, H, D] f32, written
+  TensorView lse;      // [T, H] f32, written: log-sum-exp over the kept keys
+};
+
+// recall(h, row) = exp(lse_sparse - lse_full) of the audit rows: the kept softmax mass, measured.
+// Sets repair[h] where a head's mean recall is below its floor, and raises that head's alpha.
+struct AuditArgs {
+  const int32_t* rows = nullptr;   // [R]; audit rows are [n_voting, n_rows)
+  int64_t n_voting = 0;
+  int64_t n_rows = 0;
+  TensorView lse_full;             // [H, R] f32
+  TensorView lse_sparse;           // [T, H] f32
+  float floor = 0;                 // mean recall of a head below which it is repaired
+  const int32_t* kind = nullptr;   // [H] HeadKind; dense heads are never repaired
+  TensorView recall;               // [H, R - n_voting] f32, written, clipped to [0, 1]
+  uint8_t* repair = nullptr;       // [H] written
+  float* alpha = nullptr;          // [H] in and out: (1 + alpha) / 2 where repaired
+};
+
+// Whole pages, all layers: dst[i] <- src[i]. Used by copy on write.
+struct CopyPagesArgs {
+  std::byte* pool = nullptr;
+  int64_t page_bytes = 0;
+  const int32_t* src = nullptr;  // [n]
+  const int32_t* dst = nullptr;  // [n]
+  int64_t n = 0;
+};
+
+}  // namespace longhaul

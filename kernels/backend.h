@@ -1,0 +1,77 @@
+// Backend: what a device can compute. One of the two virtual interfaces on the hot path (the other is
+// the communicator of tensor parallelism). Ops are coarse, take views and argument structs, are
+// issued in order on one stream, and allocate nothing after the first call of a shape.
+//
+// Owned by a rank; called from that rank's thread only. Shapes are the caller's promise (checked
+// with LH_CHECK); everything a user can get wrong was refused before.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "kernels/args.h"
+#include "kernels/base/buffer.h"
+#include "kernels/base/status.h"
+
+namespace longhaul {
+
+// A matrix [n_out, n_in] in the format that the backend's GEMM likes best.
+class LinearWeight {
+ public:
+  virtual ~LinearWeight() = default;
+  int64_t n_out = 0;
+  int64_t n_in = 0;
+  int64_t n_bytes = 0;  // memory held
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // One line for logs: "cpu (AVX3, 2 threads)".
+  virtual std::string Description() const = 0;
+
+  // Zeroed memory, 64-byte aligned; ResourceExhausted with the size when there is not enough.
+  virtual absl::StatusOr<Buffer> Allocate(int64_t n_bytes) = 0;
+
+  // Converts a dense matrix [n_out, n_in] of any dtype. The source may be unmapped afterwards.
+  virtual absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight) = 0;
+
+  virtual void Embed(const EmbedArgs& args) = 0;
+  virtual void RmsNorm(const RmsNormArgs& args) = 0;
+  virtual void Linear(const LinearArgs& args) = 0;
+  virtual void SwiGlu(const SwiGluArgs& args) = 0;
+  virtual void RopeTable(const RopeTableArgs& args) = 0;
+  virtual void RopeKvWrite(const RopeKvWriteArgs& args) = 0;
+  virtual void CopyPages(const CopyPagesArgs& args) = 0;
+
+  virtual void AttendDense(const AttendDenseArgs& args) = 0;
+  virtual void AttendDecode(const AttendDecodeArgs& args) = 0;
+
+  virtual void SampleLse(const SampleLseArgs& args) = 0;
+  virtual void SelectStreaming(const SelectStreamingArgs& args) = 0;
+  virtual void SampleMass(const SampleMassArgs& args) = 0;
+  virtual void SelectKeys(const SelectKeysArgs& args) = 0;
+  virtual void AttendSparse(const AttendSparseArgs& args) = 0;
+  virtual void Audit(const AuditArgs& args) = 0;
+
+  // Waits for everything issued so far. Results may be read by the host afterwards.
+  virtual void Synchronize() = 0;
+};
+
+enum class BackendKind : uint8_t { kAuto, kRef, kCpu, kCuda };
+
+// "auto", "ref", "cpu" or "cuda"; InvalidArgument otherwise.
+absl::StatusOr<BackendKind> ParseBackendKind(const std::string& name);
+
+// n_threads: threads of a CPU backend, 0 = all processors. kAuto takes CUDA where it is built and a
+// GPU is found, else the CPU. kCuda is Unavailable where it is not built.
+absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(BackendKind kind, int n_threads);
+
+// Defined by each backend's own target.
+std::unique_ptr<Backend> CreateRefBackend();
+std::unique_ptr<Backend> CreateCpuBackend(int n_threads);
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend();  // no_cuda.cc: Unavailable
+
+}  // namespace longhaul

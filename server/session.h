@@ -1,0 +1,62 @@
+// Session: one loaded model behind every front end. api::GenerateRequest -> engine -> api::Chunk.
+// HTTP, gRPC and the CLI all go through it, so they behave alike.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "engine/engine.h"
+#include "server/api/types.h"
+#include "server/text/tokenizer.h"
+
+namespace longhaul {
+
+// One running request: detokenizes, applies stop strings, counts. Read by one thread at a time.
+// Dropping it cancels the request.
+class Generation {
+ public:
+  virtual ~Generation() = default;
+  // The next chunk if there is one; Summary is always the last.
+  virtual std::optional<api::Chunk> TryNext() = 0;
+  // Waits up to timeout.
+  virtual std::optional<api::Chunk> Next(std::chrono::microseconds timeout) = 0;
+  // Called from the engine thread when a chunk may be ready; must only post work elsewhere.
+  virtual void SetReadyCallback(std::function<void()> on_ready) = 0;
+  virtual void Cancel() = 0;
+  virtual int64_t prompt_tokens() const = 0;
+};
+
+struct SessionConfig {
+  std::string model_dir;
+  std::string served_model_name;
+  SparseOptions sparse;        // default policy
+  int64_t max_n = 128;
+  int64_t max_stop_strings = 16;
+  int64_t max_logprobs = 20;
+  int64_t max_logit_bias = 1024;
+  int tokenizer_threads = 0;
+};
+
+class Session {
+ public:
+  // Loads the tokenizer and the chat form of the model folder.
+  static absl::StatusOr<std::unique_ptr<Session>> Create(const SessionConfig& config,
+                                                         std::unique_ptr<Engine> engine);
+  virtual ~Session() = default;
+
+  // Validates, tokenizes and submits; blocks while it tokenizes, so call it off the network threads.
+  // Status codes and what they become outside (server/api/status_map.h):
+  //   InvalidArgument -> 400, OutOfRange -> 400 context_length_exceeded, NotFound -> 404,
+  //   ResourceExhausted -> 429 + Retry-After, Unavailable -> 503 + Retry-After
+  virtual absl::StatusOr<std::unique_ptr<Generation>> Start(const api::GenerateRequest& request,
+                                                            const api::FrontPhases& phases) = 0;
+
+  virtual const Tokenizer& tokenizer() const = 0;
+  virtual Engine& engine() = 0;
+  virtual const SessionConfig& config() const = 0;
+  virtual std::string chat_form() const = 0;
+};
+
+}  // namespace longhaul
