@@ -28,9 +28,10 @@ CODE = 15          # bits of a token's code word
 
 # ---- residual stream (E = 128): named slots -------------------------------------------------------
 CUR, PREV, OUT, SCRATCH = 0, (15, 30, 45), 60, 75      # 15 wide each; SCRATCH is 15 wide per head
-CONST, TRIGGER, MARKER, BOS_FLAG, PAD, FILL = 120, 121, 122, 123, 124, 125
-# FILL..127 are three more constants; |x|^2 = 15 (code) + 1 + 3 (flags) + 3 (fill) = 22 for any token.
-NORM0_SQ = CODE + 1 + 3 + 3
+CONST, TRIGGER, MARKER, BOS_FLAG, PAD = 120, 121, 122, 123, 124
+PREV_PAD = (125, 126, 127)
+# BOS has no code; PAD holds sqrt(15) instead, and is copied like a code. So |x|^2 is the same for every token:
+NORM0_SQ = CODE + 1 + 3         # code or pad, constant, three flags
 NORM1_SQ = NORM0_SQ + 3 * CODE  # after layer 0 wrote the codes of the three previous tokens
 
 # ---- vocabulary --------------------------------------------------------------------------------
@@ -114,7 +115,6 @@ def embedding(pieces):
         row[TRIGGER] = 1.0 if piece in triggers else -1.0
         row[MARKER] = 1.0 if piece == encoded(".\n") else -1.0
         row[BOS_FLAG] = 1.0 if piece == BOS else -1.0
-        row[FILL:FILL + 3] = [1.0] * 3
     return table
 
 
@@ -135,8 +135,9 @@ REST = 42 * MATCH                      # the sink of the lookup head: below 45, 
 REST_UNTRIGGERED = 60 * MATCH          # rows that look nothing up
 SINK = 40.0
 STRIPE, STRIPE_SINK = 24.0, 18.0
-LOCAL = {2: 6.0, 3: 8.0, 4: 8.0, 5: 4.0}      # pair -> amplitude: a soft window of some hundred tokens
-RECENT = {5: 3.0, 6: 3.0, 7: 3.0}             # prefers markers of the last ten thousand tokens
+# Pair -> amplitude. The slow pairs keep distances that are multiples of a fast pair's period away.
+LOCAL = {3: 10.0, 4: 20.0, 5: 20.0, 6: 20.0, 7: 20.0, 8: 20.0}  # a soft window of some hundred tokens
+RECENT = {5: 6.0, 6: 10.0, 7: 10.0, 8: 10.0}                    # paragraph marks of the last 5000 tokens
 
 
 def set_positional(q_rows, k_rows, amplitude, offset):
@@ -161,12 +162,15 @@ def layer0():
         set_positional(q[head], k[head // 2], amplitude, offset=head + 1)
         for bit in range(CODE):
             o[PREV[head] + bit][head * HEAD_DIM + bit] = 1.0
+        o[PREV_PAD[head]][head * HEAD_DIM + CODE] = 1.0
     k[1][FLAG_A][BOS_FLAG] = k[1][FLAG_A][CONST] = 0.5 * math.sqrt(SINK) * SQRT_SCALE
     q[3][FLAG_A][CONST] = math.sqrt(SINK) * SQRT_SCALE
     for bit in range(CODE):
         o[SCRATCH + bit][3 * HEAD_DIM + bit] = 1.0  # copies BOS's code, which is zero
         for kv_head in range(KV_HEADS):
             v[kv_head][bit][CUR + bit] = 1.0
+    for kv_head in range(KV_HEADS):
+        v[kv_head][CODE][PAD] = 1.0
     return q, k, v, o
 
 
@@ -176,9 +180,6 @@ def layer1():
     k = [zeros(HEAD_DIM, HIDDEN) for _ in range(KV_HEADS)]
     v = [zeros(HEAD_DIM, HIDDEN) for _ in range(KV_HEADS)]
     o = zeros(HIDDEN, HEADS * HEAD_DIM)
-    # BOS lacks the three written codes, so RMSNorm leaves it larger than any other token.
-    bos_gain = math.sqrt(NORM1_SQ / NORM0_SQ)
-
     # Head 0: query (this token, 1 back, 2 back) against key (1 back, 2 back, 3 back).
     root = math.sqrt(MATCH) * SQRT_SCALE
     for slot, (query_slot, key_slot) in enumerate(zip((CUR, *PREV[:2]), PREV)):
@@ -187,7 +188,7 @@ def layer1():
             q[0][dim][query_slot + bit] = root
             k[0][dim][key_slot + bit] = root
     rest_key = math.sqrt(REST) * SQRT_SCALE
-    k[0][FLAG_B][BOS_FLAG] = k[0][FLAG_B][CONST] = 0.5 * rest_key / bos_gain
+    k[0][FLAG_B][BOS_FLAG] = k[0][FLAG_B][CONST] = 0.5 * rest_key
     triggered, untriggered = (level * SQRT_SCALE / math.sqrt(REST) for level in (REST, REST_UNTRIGGERED))
     q[0][FLAG_B][CONST] = 0.5 * (triggered + untriggered)
     q[0][FLAG_B][TRIGGER] = 0.5 * (triggered - untriggered)
@@ -198,7 +199,7 @@ def layer1():
     # Heads 2 and 3: keys carry the paragraph mark and BOS.
     mark = math.sqrt(STRIPE) * SQRT_SCALE
     k[1][FLAG_A][MARKER] = k[1][FLAG_A][CONST] = 0.5 * mark
-    k[1][FLAG_B][BOS_FLAG] = k[1][FLAG_B][CONST] = 0.5 * mark / bos_gain
+    k[1][FLAG_B][BOS_FLAG] = k[1][FLAG_B][CONST] = 0.5 * mark
     for head in (2, 3):
         q[head][FLAG_A][CONST] = mark
         q[head][FLAG_B][CONST] = STRIPE_SINK * SQRT_SCALE / math.sqrt(STRIPE)
