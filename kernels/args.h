@@ -163,9 +163,19 @@ struct SparsePlan {
 // Budget: turns the mass of heads [head_begin, head_begin + heads) into their part of the plan.
 // A head whose local mass already reaches alpha streams. Else candidates (stripes, bands) are taken
 // by mass per padded cost, largest first, until local + taken mass >= alpha; candidates whose maximum
-// over the voting rows reaches keep_max are taken whatever their sum. No sort: a histogram of 256
-// logarithmic buckets finds the cut-off, one scan compacts, ties go to the lower key, so the result
-// is deterministic. A head that would cost more than dense_cost_fraction of dense becomes dense.
+// over the voting rows reaches keep_max are taken first, whatever their sum. No sort: a histogram of
+// 256 logarithmic buckets finds the cut-off, one scan compacts, ties (one bucket) go to the lower
+// key, stripes before bands, so the result is deterministic. A head that would cost more than
+// dense_cost_fraction of dense becomes dense, and so does one whose lists do not fit the plan.
+//
+// A stripe's mass and cost are sums over its keys; a key costs one pair per row to which it is
+// remote, so keys that are sinks, or in the window of every row, are no candidates. A band costs its
+// remote pairs * (64 + 64 - 1) / 64: a tile of 64 rows loads it as a rectangle. A pair in a stripe and
+// in a band counts for both: the sum may overstate what is kept, the audit measures it.
+//
+// Scope kAll (preset `paper`): the target is alpha of all mass whatever the local keys hold, no head
+// streams, candidates are all stripes, largest mass first, and no bands. Stripes that the local
+// pattern covers count towards the target but are not listed.
 struct SelectKeysArgs {
   int64_t q_begin = 0;
   int64_t n_q = 0;                       // T
@@ -177,7 +187,8 @@ struct SelectKeysArgs {
   TensorView mass_sum;                   // [heads, N] f32
   TensorView mass_max;                   // [heads, N] f32
   TensorView band_mass;                  // [heads, ceil(N / 64)] f32, or empty
-  const float* alpha = nullptr;          // [H] target share of the voting rows' mass, 0..1
+  const float* alpha = nullptr;          // [H] target share of the voting rows' mass, 0..1; 1 = dense
+  const uint8_t* skip = nullptr;         // [H] heads left alone, from SelectStreaming; null = none
   float keep_max = 2.0f;                 // above 1: off
   float dense_cost_fraction = 1.0f;
   SparsePlan plan;                       // entries of these heads written

@@ -1,0 +1,149 @@
+#include "kernels/ref/ref_ops.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/check_args.h"
+
+namespace longhaul::ref {
+
+float LoadElement(const void* data, DType dtype, int64_t i) {
+  switch (dtype) {
+    case DType::kF32:
+      return static_cast<const float*>(data)[i];
+    case DType::kBF16:
+      return ToF32(static_cast<const BF16*>(data)[i]);
+    case DType::kF16:
+      return ToF32(static_cast<const F16*>(data)[i]);
+    case DType::kI32:
+    case DType::kU8:
+      break;
+  }
+  LH_CHECK(dtype == DType::kF32);
+  return 0;
+}
+
+void Embed(const EmbedArgs& args) {
+  CheckArgs(args);
+  const TensorView& table = args.table;
+  for (int64_t t = 0; t < args.out.dim(0); ++t) {
+    const int64_t token = args.token_ids[t];
+    LH_CHECK(0 <= token && token < table.dim(0));
+    const auto* row = static_cast<const std::byte*>(table.data()) +
+                      token * table.stride(0) * static_cast<int64_t>(DTypeBytes(table.dtype()));
+    float* out = args.out.Row<float>(t);
+    for (int64_t e = 0; e < table.dim(1); ++e) out[e] = LoadElement(row, table.dtype(), e);
+  }
+}
+
+void RmsNorm(const RmsNormArgs& args) {
+  CheckArgs(args);
+  const int64_t n = args.x.dim(1);
+  const float* weight = args.weight.As<float>();
+  for (int64_t t = 0; t < args.x.dim(0); ++t) {
+    const float* x = args.x.Row<float>(t);
+    float* out = args.out.Row<float>(t);
+    double sum_of_squares = 0;
+    for (int64_t i = 0; i < n; ++i) sum_of_squares += double{x[i]} * x[i];
+    const double inverse = 1.0 / std::sqrt(sum_of_squares / static_cast<double>(n) + args.eps);
+    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(x[i] * inverse * weight[i]);
+  }
+}
+
+void Linear(const LinearArgs& args, MatrixF32 weight) {
+  CheckArgs(args);
+  for (int64_t t = 0; t < args.x.dim(0); ++t) {
+    const float* x = args.x.Row<float>(t);
+    float* y = args.y.Row<float>(t);
+    for (int64_t o = 0; o < weight.n_out; ++o) {
+      const float* w = weight.data + o * weight.n_in;
+      double sum = args.bias.empty() ? 0.0 : args.bias.As<float>()[o];
+      for (int64_t i = 0; i < weight.n_in; ++i) sum += double{x[i]} * w[i];
+      y[o] = static_cast<float>(args.accumulate ? y[o] + sum : sum);
+    }
+  }
+}
+
+void SwiGlu(const SwiGluArgs& args) {
+  CheckArgs(args);
+  const int64_t n = args.out.dim(1);
+  for (int64_t t = 0; t < args.out.dim(0); ++t) {
+    const float* gate = args.gate_up.Row<float>(t);
+    const float* up = gate + n;
+    float* out = args.out.Row<float>(t);
+    for (int64_t i = 0; i < n; ++i) {
+      const double g = gate[i];
+      out[i] = static_cast<float>(g / (1.0 + std::exp(-g)) * up[i]);
+    }
+  }
+}
+
+void RopeTable(const RopeTableArgs& args) {
+  CheckArgs(args);
+  const int64_t half = args.cos_sin.dim(1);
+  for (int64_t t = 0; t < args.cos_sin.dim(0); ++t) {
+    float* row = args.cos_sin.Row<float>(t);
+    for (int64_t i = 0; i < half; ++i) {
+      const double angle = static_cast<double>(args.positions[t]) * args.inv_freq[i];
+      row[2 * i] = static_cast<float>(std::cos(angle));
+      row[2 * i + 1] = static_cast<float>(std::sin(angle));
+    }
+  }
+}
+
+namespace {
+
+void Rotate(float* x, const float* cos_sin, int64_t half) {
+  for (int64_t i = 0; i < half; ++i) {
+    const double c = cos_sin[2 * i];
+    const double s = cos_sin[2 * i + 1];
+    const double a = x[i];
+    const double b = x[i + half];
+    x[i] = static_cast<float>(a * c - b * s);
+    x[i + half] = static_cast<float>(b * c + a * s);
+  }
+}
+
+void StoreKvRow(std::byte* block, DType dtype, int64_t slot, const float* x, int64_t n) {
+  if (dtype == DType::kF32) {
+    std::memcpy(reinterpret_cast<float*>(block) + slot * n, x, n * sizeof(float));
+  } else {
+    BF16* row = reinterpret_cast<BF16*>(block) + slot * n;
+    for (int64_t i = 0; i < n; ++i) row[i] = ToBF16(x[i]);
+  }
+}
+
+}  // namespace
+
+void RopeKvWrite(const RopeKvWriteArgs& args) {
+  if (args.q.dim(0) == 0) return;
+  CheckArgs(args);
+  const int64_t head_dim = args.q.dim(2);
+  for (int64_t t = 0; t < args.q.dim(0); ++t) {
+    const float* cos_sin = args.cos_sin.Row<float>(t);
+    for (int64_t h = 0; h < args.q.dim(1); ++h) {
+      Rotate(args.q.Row<float>(t) + h * head_dim, cos_sin, head_dim / 2);
+    }
+    const KvView& kv = args.kvs[t / args.rows_per_kv];
+    const int64_t position = args.positions[t];
+    LH_CHECK(0 <= position && position < kv.n_tokens);
+    const int64_t page = position / kPageTokens;
+    const int64_t slot = position % kPageTokens;
+    for (int64_t h = 0; h < kv.n_kv_heads; ++h) {
+      float* k = args.k.Row<float>(t) + h * head_dim;
+      Rotate(k, cos_sin, head_dim / 2);
+      StoreKvRow(kv.Keys(page, h), kv.dtype, slot, k, head_dim);
+      StoreKvRow(kv.Values(page, h), kv.dtype, slot, args.v.Row<float>(t) + h * head_dim, head_dim);
+    }
+  }
+}
+
+void CopyPages(const CopyPagesArgs& args) {
+  for (int64_t i = 0; i < args.n; ++i) {
+    if (args.src[i] == args.dst[i]) continue;
+    std::memcpy(args.pool + args.dst[i] * args.page_bytes,
+                args.pool + args.src[i] * args.page_bytes, args.page_bytes);
+  }
+}
+
+}  // namespace longhaul::ref
