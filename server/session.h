@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "engine/engine.h"
 #include "server/api/types.h"
@@ -28,6 +29,17 @@ class Generation {
   virtual int64_t prompt_tokens() const = 0;
 };
 
+// One finished, failed or cancelled request, for metrics and the request log. No text of the user.
+struct RequestRecord {
+  std::string request_id;
+  bool chat = false;
+  int32_t n = 1;
+  api::Summary summary;               // status Cancelled when the Generation was dropped
+  std::vector<FinishReason> finished;  // of the choices that ended
+  double e2e_s = 0;                   // accepted until the end
+  std::vector<double> token_gaps_s;   // between the tokens of a choice; at most the first 4096
+};
+
 struct SessionConfig {
   std::string model_dir;
   std::string served_model_name;
@@ -36,7 +48,12 @@ struct SessionConfig {
   int64_t max_stop_strings = 16;
   int64_t max_logprobs = 20;
   int64_t max_logit_bias = 1024;
+  // Output tokens of a chat request that names no max_tokens, when the context has room for them; the
+  // engine reserves pages for all of them, so "the rest of the context" would let one run at a time.
+  int64_t default_max_tokens = 16384;
   int tokenizer_threads = 0;
+  // Called once per started request, by the thread that reads or drops its Generation.
+  std::function<void(const RequestRecord&)> on_finished;
 };
 
 class Session {
@@ -44,6 +61,10 @@ class Session {
   // Loads the tokenizer and the chat form of the model folder.
   static absl::StatusOr<std::unique_ptr<Session>> Create(const SessionConfig& config,
                                                          std::unique_ptr<Engine> engine);
+  // The same with parts made elsewhere.
+  static std::unique_ptr<Session> CreateWith(const SessionConfig& config,
+                                             std::unique_ptr<Tokenizer> tokenizer, ChatForm form,
+                                             std::unique_ptr<Engine> engine);
   virtual ~Session() = default;
 
   // Validates, tokenizes and submits; blocks while it tokenizes, so call it off the network threads.
@@ -52,6 +73,11 @@ class Session {
   //   ResourceExhausted -> 429 + Retry-After, Unavailable -> 503 + Retry-After
   virtual absl::StatusOr<std::unique_ptr<Generation>> Start(const api::GenerateRequest& request,
                                                             const api::FrontPhases& phases) = 0;
+
+  // Ids of a prompt as Start would feed them to the engine: text with special tokens parsed, ids
+  // checked against the vocabulary, messages with the chat form. Blocks like Start.
+  virtual absl::StatusOr<std::vector<int32_t>> Tokenize(const api::Prompt& prompt,
+                                                        bool add_special_tokens) const = 0;
 
   virtual const Tokenizer& tokenizer() const = 0;
   virtual Engine& engine() = 0;
