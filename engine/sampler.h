@@ -1,7 +1,7 @@
-// Sampler: logits to one token, in the order vLLM and Hugging Face use: penalties, logit bias, (greedy
-// ends here), temperature, top-k, top-p, min-p, draw. Logprobs are of the raw model distribution
-// (log-softmax of the logits before any change), as OpenAI and vLLM report them.
-// One per sequence; holds its random state and token counts. Not thread safe.
+// Sampler: logits to one token, in the order vLLM and Hugging Face use: penalties, logit bias,
+// (greedy ends here), temperature, top-k, top-p, min-p, draw. Logprobs are of the raw model
+// distribution (log-softmax of the logits before any change), as OpenAI and vLLM report them. One
+// per sequence; holds its random state and token counts. Not thread safe.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +30,11 @@ class Sampler {
 
  private:
   float Adjusted(int32_t token, float logit) const;
+  // Fills adjusted_; -inf = never.
+  void Adjust(std::span<const float> logits, std::span<const int32_t> forbidden);
+  // A random token of adjusted_, whose largest value is `best`.
+  int32_t Draw(float best);
+  void FillLogprobs(std::span<const float> logits, Sampled& sampled);
   void Count(int32_t token);
 
   SamplingParams params_;
@@ -37,7 +42,8 @@ class Sampler {
   std::vector<bool> in_prompt_;                    // [V], only when the repetition penalty is on
   std::unordered_map<int32_t, int32_t> n_output_;  // occurrences in the output
   std::unordered_map<int32_t, float> bias_;
-  std::vector<TokenLogprob> scratch_;
+  std::vector<float> adjusted_;        // [V]
+  std::vector<TokenLogprob> scratch_;  // candidates
 };
 
 }  // namespace longhaul

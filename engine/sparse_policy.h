@@ -65,6 +65,10 @@ struct EpochPolicy {
 
 EpochPolicy ResolveEpoch(const SparseOptions& options, int64_t q_begin, int64_t n_q);
 
+// Most rows that any valid options sample in an epoch of this many tokens; sizes the workspace.
+inline constexpr int64_t kMaxRowsOfKind = 512;  // sampled, tail or audit rows
+int64_t MaxEpochRows(int64_t epoch_tokens);
+
 // What is carried from one epoch of a sequence to the next: each head's current alpha (raised after a
 // repair). Stored with the prefix cache at epoch borders, so a resumed prompt continues identically.
 struct SparseState {
@@ -86,7 +90,7 @@ struct SparseReport {
 
   double Density() const { return causal_pairs == 0 ? 1.0 : double(kept_pairs) / causal_pairs; }
   double RecallMean() const { return n_recalls == 0 ? 1.0 : recall_sum / n_recalls; }
-  double RecallPercentile(double percentile) const;  // lower edge of the histogram cell
+  double RecallPercentile(double percentile) const;  // of 100; lower edge of the histogram cell
   void AddRecall(float recall);
   void Merge(const SparseReport& other);
 };

@@ -1,0 +1,68 @@
+// Transformer: the forward pass of a Llama-style decoder over a paged KV cache. Borrows config,
+// weights, backend and pool, which outlive it; used from the rank thread only. It owns no tensor:
+// every activation is bump-allocated in the caller's arena, so a step allocates nothing from the
+// device. It does not sample, and does not know requests.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/model/model_config.h"
+#include "engine/model/sparse_attention.h"
+#include "engine/model/weights.h"
+#include "engine/step_plan.h"
+#include "kernels/backend.h"
+#include "kernels/base/arena.h"
+
+namespace longhaul {
+
+class Transformer {
+ public:
+  Transformer(const ModelConfig& config, const ModelWeights& weights, Backend& backend,
+              const KvLayout& layout, void* kv_pool);
+
+  // Runs the slice's layers. `hidden` [T, E] f32 enters with the state after layer_begin layers
+  // (not read when that is 0) and leaves with the state after layer_end. `logits` [1, V] f32 of the
+  // last row is written unless it is empty; only for slices that reach the last layer. The slice's
+  // sparse_state must be complete, [n_layers, H].
+  void Prefill(const PrefillSlice& slice, TensorView hidden, TensorView logits, Arena& arena,
+               SparseReport& report);
+
+  // One token of each row's sequence through all layers. logits: [B, V] f32, written.
+  void Decode(std::span<const DecodeRow> rows, TensorView logits, Arena& arena);
+
+  // Arena bytes of the largest step: epochs of epoch_tokens at up to max_tokens context, batches of
+  // max_decode_rows. Linear in each.
+  static int64_t WorkspaceBytes(const ModelConfig& config, int64_t epoch_tokens, int64_t max_tokens,
+                                int64_t max_decode_rows);
+
+ private:
+  // Token rows that pass the layers together: an epoch of one prompt, or one row of each decoding
+  // sequence. kvs_ holds their sequences.
+  struct Batch {
+    const int32_t* token_ids = nullptr;  // [T]
+    const int64_t* positions = nullptr;  // [T]
+    int64_t rows_per_kv = 0;             // T for an epoch, 1 when decoding
+    int32_t layer_begin = 0;
+    int32_t layer_end = 0;
+    const EpochAttention* epoch = nullptr;  // null when decoding
+    SparseState* sparse_state = nullptr;    // of an epoch
+    SparseReport* report = nullptr;         // of an epoch
+  };
+
+  // x: [T, E] f32, the residual stream. Logits of the last logits.dim(0) rows.
+  void Forward(const Batch& batch, TensorView x, TensorView logits, Arena& arena);
+  void Attend(const Batch& batch, int32_t layer, TensorView q, TensorView out, Arena& arena);
+
+  const ModelConfig& config_;
+  const ModelWeights& weights_;
+  Backend& backend_;
+  const KvLayout layout_;
+  void* const kv_pool_;
+  const std::vector<double> inv_freq_;  // [D / 2]
+  std::vector<KvView> kvs_;             // sequences of the batch, at the layer being computed
+};
+
+}  // namespace longhaul

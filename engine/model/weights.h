@@ -1,0 +1,43 @@
+// ModelWeights: the parameters of a model in the backend's memory and formats. Loaded once, const
+// afterwards, owned by the runner. LoadWeights knows the names of Hugging Face checkpoints; nothing
+// else does.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "engine/model/model_config.h"
+#include "engine/model/safetensors.h"
+#include "kernels/backend.h"
+
+namespace longhaul {
+
+struct LayerWeights {
+  TensorView input_norm;                  // [E] f32
+  std::unique_ptr<LinearWeight> qkv;      // [(H + 2 KH) D, E]: q, k, v
+  TensorView qkv_bias;                    // [(H + 2 KH) D] f32, or empty
+  std::unique_ptr<LinearWeight> o;        // [E, H D]
+  TensorView o_bias;                      // [E] f32, or empty
+  TensorView post_norm;                   // [E] f32
+  std::unique_ptr<LinearWeight> gate_up;  // [2 F, E]: gate, up
+  std::unique_ptr<LinearWeight> down;     // [E, F]
+};
+
+struct ModelWeights {
+  TensorView embedding;  // [V, E] in the dtype of the checkpoint
+  std::vector<LayerWeights> layers;
+  TensorView final_norm;                  // [E] f32
+  std::unique_ptr<LinearWeight> lm_head;  // [V, E]; of the embedding where they are tied
+  std::vector<Buffer> buffers;            // memory of the views above
+  int64_t n_bytes = 0;                    // all of it, prepared matrices included
+  int64_t n_parameters = 0;               // as stored: tied embeddings count once
+};
+
+// Checks the name and shape of every tensor before the first is converted. InvalidArgument names
+// the tensor, what was expected and what was found; a tensor that the architecture does not know is
+// an error too, since ignoring it would change the output silently.
+absl::StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const ModelConfig& config,
+                                         Backend& backend);
+
+}  // namespace longhaul
