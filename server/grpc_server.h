@@ -1,6 +1,6 @@
-// GrpcServer: longhaul.v1.Inference, grpc.health.v1 and server reflection on one port, beside the HTTP
-// server and on the same Session. Made and shut down by cmd_serve; its threads are its own: gRPC's
-// network threads never wait for anything, and tokenization runs on a small pool of workers.
+// GrpcServer: longhaul.v1.Inference, grpc.health.v1 and server reflection on one port, beside the
+// HTTP server and on the same Session. Made and shut down by cmd_serve; its threads are its own:
+// gRPC's network threads never wait for anything, and tokenization runs on a small pool of workers.
 // It does not know JSON, and it does not decide when the process is ready: SetServing() tells it.
 #pragma once
 
@@ -21,12 +21,12 @@ namespace longhaul {
 
 struct GrpcOptions {
   std::string host = "0.0.0.0";
-  int port = 8001;                             // 0 = any free port; port() tells which
-  std::vector<std::string> api_keys;           // empty = no authentication
+  int port = 8001;                                // 0 = any free port; port() tells which
+  std::vector<std::string> api_keys;              // empty = no authentication
   int64_t max_message_bytes = int64_t{64} << 20;  // of requests and answers
-  int n_workers = 2;                           // threads that validate and tokenize
-  int64_t max_pending_starts = 256;            // requests waiting for a worker; more are refused
-  std::string version;                         // GetServerInfo
+  int n_workers = 2;                              // threads that validate and tokenize
+  int64_t max_pending_starts = 256;               // requests waiting for a worker; more are refused
+  std::string version;                            // GetServerInfo
 };
 
 class GrpcServer {
