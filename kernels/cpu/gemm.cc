@@ -1,0 +1,273 @@
+#include "kernels/cpu/gemm.h"
+
+#include <fmt/format.h>
+#include <dnnl.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <exception>
+#include <map>
+#include <vector>
+
+#include "kernels/base/checked_math.h"
+#include "kernels/check_args.h"
+#include "kernels/cpu/convert.h"
+#include "kernels/host_memory.h"
+
+// Of libgomp, which Debian's oneDNN runs on. Declared here since <omp.h> comes with -fopenmp, which
+// nothing of ours wants.
+extern "C" void omp_set_num_threads(int n_threads);
+
+namespace longhaul {
+namespace {
+
+using dnnl::memory;
+
+// A weight is cut into panels of up to 256 output columns, packed one by one: few rows are spread
+// over the threads by panel, and a panel of a 4096-wide layer (4 MiB) stays in the last-level cache
+// while all row blocks pass.
+constexpr int64_t kPanelColumns = 256;
+// A panel's end is a multiple of oneDNN's widest column block, so only the last has a tail.
+constexpr int64_t kColumnBlock = 64;
+
+// Rows of one primitive. More than 256 gave nothing (257 GFLOP/s per core at 256, 512 and 1024).
+constexpr int64_t kMaxBlockRows = 256;
+
+// Below this, waking the workers costs more than it saves. A matrix-vector product moves 4 bytes
+// per weight at some 50 GB/s, a block of rows does some 250 GFLOP/s.
+constexpr double kSerialMicroseconds = 20;
+
+// Primitives are made per row count and kept, so their number is bounded: 256, 128, 64, and each
+// count below 64 as it is (the rows of a decode batch).
+int64_t BlockRows(int64_t n_rows) {
+  for (int64_t rows : {kMaxBlockRows, kMaxBlockRows / 2, kMaxBlockRows / 4}) {
+    if (n_rows >= rows) return rows;
+  }
+  return n_rows;
+}
+
+struct Panel {
+  int64_t begin = 0;  // output columns [begin, begin + n)
+  int64_t n = 0;
+  memory::desc desc;  // packed [n_in, n]
+  std::byte* data = nullptr;
+};
+
+class PackedWeight : public LinearWeight {
+ public:
+  std::vector<Panel> panels;
+  Buffer storage;  // of all panels
+};
+
+// Everything that a primitive is specialised on.
+struct MatmulShape {
+  int64_t m, n, k, x_stride, y_stride;
+  bool bias, accumulate;
+  auto operator<=>(const MatmulShape&) const = default;
+};
+
+memory::desc MatrixDesc(int64_t rows, int64_t columns, int64_t row_stride) {
+  return memory::desc({rows, columns}, memory::data_type::f32, memory::dims{row_stride, 1});
+}
+
+dnnl::matmul::primitive_desc MakeMatmul(const MatmulShape& shape, const memory::desc& weight,
+                                        const dnnl::engine& engine) {
+  // oneDNN plans for the thread count that it finds; every thread that executes sets the same.
+  omp_set_num_threads(1);
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);  // one primitive runs on many threads
+  if (shape.accumulate) {
+    dnnl::post_ops ops;
+    ops.append_sum(1.0f);
+    attr.set_post_ops(ops);
+  }
+  const memory::desc x = MatrixDesc(shape.m, shape.k, shape.x_stride);
+  const memory::desc y = MatrixDesc(shape.m, shape.n, shape.y_stride);
+  if (!shape.bias) return {dnnl::matmul::desc(x, weight, y), attr, engine};
+  return {dnnl::matmul::desc(x, weight, MatrixDesc(1, shape.n, shape.n), y), attr, engine};
+}
+
+// A primitive with the memory objects of each thread, so that a call allocates nothing.
+class Matmul {
+ public:
+  Matmul(const MatmulShape& shape, const memory::desc& weight, const dnnl::engine& engine,
+         int n_threads)
+      : Matmul(MakeMatmul(shape, weight, engine), shape.bias, engine, n_threads) {}
+
+  void Run(int thread, dnnl::stream& stream, const float* x, const Panel& panel, const float* bias,
+           float* y) {
+    PerThread& t = threads_[thread];
+    Bind(t.args[0], x);
+    Bind(t.args[1], panel.data);
+    Bind(t.args[2], y);
+    if (n_args_ == 5) Bind(t.args[4], bias);
+    const dnnl_status_t status =
+        dnnl_primitive_execute(primitive_.get(), stream.get(), n_args_, t.args.data());
+    LH_CHECK(status == dnnl_success);
+  }
+
+ private:
+  struct PerThread {
+    std::vector<memory> memories;
+    std::vector<std::byte> scratch;
+    std::array<dnnl_exec_arg_t, 5> args;
+  };
+
+  Matmul(const dnnl::matmul::primitive_desc& pd, bool bias, const dnnl::engine& engine,
+         int n_threads)
+      : primitive_(pd), n_args_(bias ? 5 : 4), threads_(n_threads) {
+    for (PerThread& t : threads_) {
+      t.scratch.resize(pd.scratchpad_desc().get_size());
+      t.memories = {memory(pd.src_desc(), engine, nullptr),
+                    memory(pd.weights_desc(), engine, nullptr),
+                    memory(pd.dst_desc(), engine, nullptr),
+                    memory(pd.scratchpad_desc(), engine, t.scratch.data())};
+      if (bias) t.memories.emplace_back(pd.bias_desc(), engine, nullptr);
+      constexpr std::array<int, 5> kSlots = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST,
+                                             DNNL_ARG_SCRATCHPAD, DNNL_ARG_BIAS};
+      for (int i = 0; i < n_args_; ++i) t.args[i] = {kSlots[i], t.memories[i].get()};
+    }
+  }
+
+  static void Bind(dnnl_exec_arg_t& arg, const void* data) {
+    LH_CHECK(dnnl_memory_set_data_handle(arg.memory, const_cast<void*>(data)) == dnnl_success);
+  }
+
+  dnnl::matmul primitive_;
+  int n_args_;
+  std::vector<PerThread> threads_;
+};
+
+}  // namespace
+
+struct CpuGemm::Impl {
+  explicit Impl(ThreadPool* thread_pool)
+      : pool(thread_pool), streams(thread_pool->n_threads(), dnnl::stream(engine)) {
+    for (dnnl::stream& stream : streams) stream = dnnl::stream(engine);
+  }
+
+  Matmul& Get(const MatmulShape& shape, const memory::desc& weight) {
+    const auto it = matmuls.find(shape);
+    if (it != matmuls.end()) return it->second;
+    try {
+      return matmuls.try_emplace(shape, shape, weight, engine, pool->n_threads()).first->second;
+    } catch (const std::exception& e) {  // it took the weight's shape: anything else is our bug
+      internal::CheckFailed(__FILE__, __LINE__, e.what());
+    }
+  }
+
+  std::unique_ptr<PackedWeight> Prepare(TensorView weight, absl::Status& status);
+  void Pack(TensorView weight, const Panel& panel);
+
+  dnnl::engine engine{dnnl::engine::kind::cpu, 0};
+  ThreadPool* pool;
+  std::vector<dnnl::stream> streams;  // one per thread
+  // A weight's packed format follows from its shape alone, so the shape identifies the primitive.
+  std::map<MatmulShape, Matmul> matmuls;
+
+  struct WorkItem {
+    Matmul* matmul;
+    const Panel* panel;
+    int64_t row_begin;
+  };
+  std::vector<WorkItem> items;  // of the current call; kept for its memory
+};
+
+CpuGemm::CpuGemm(ThreadPool* pool) : impl_(std::make_unique<Impl>(pool)) {}
+CpuGemm::~CpuGemm() = default;
+
+std::unique_ptr<PackedWeight> CpuGemm::Impl::Prepare(TensorView weight, absl::Status& status) {
+  auto packed = std::make_unique<PackedWeight>();
+  packed->n_out = weight.dim(0);
+  packed->n_in = weight.dim(1);
+  const int64_t n_panels = CeilDiv(packed->n_out, kPanelColumns);
+  const int64_t width = RoundUp(CeilDiv(packed->n_out, n_panels), kColumnBlock);
+  std::vector<int64_t> offsets;
+  for (int64_t begin = 0; begin < packed->n_out; begin += width) {
+    const int64_t n = std::min(width, packed->n_out - begin);
+    const MatmulShape shape{kMaxBlockRows, n,     packed->n_in, packed->n_in,
+                            packed->n_out, false, false};
+    const memory::desc any({packed->n_in, n}, memory::data_type::f32, memory::format_tag::any);
+    const memory::desc desc = MakeMatmul(shape, any, engine).weights_desc();
+    packed->panels.push_back({begin, n, desc, nullptr});
+    offsets.push_back(packed->n_bytes);
+    packed->n_bytes += RoundUp(static_cast<int64_t>(desc.get_size()), 64);
+  }
+  absl::StatusOr<Buffer> storage = AllocateHost(packed->n_bytes);
+  if (!storage.ok()) {
+    status = storage.status();
+    return nullptr;
+  }
+  packed->storage = *std::move(storage);
+  for (size_t i = 0; i < packed->panels.size(); ++i) {
+    packed->panels[i].data = static_cast<std::byte*>(packed->storage.data()) + offsets[i];
+    Pack(weight, packed->panels[i]);
+  }
+  return packed;
+}
+
+// Rows [begin, begin + n) of the weight, widened and in oneDNN's order.
+void CpuGemm::Impl::Pack(TensorView weight, const Panel& panel) {
+  const int64_t n_in = weight.dim(1);
+  std::vector<float> rows(panel.n * n_in);
+  const TensorView slice = weight.Slice(panel.begin, panel.begin + panel.n);
+  WidenToF32(slice.data(), weight.dtype(), panel.n * n_in, rows.data());
+  memory source(memory::desc({n_in, panel.n}, memory::data_type::f32, memory::format_tag::ba),
+                engine, rows.data());
+  memory target(panel.desc, engine, panel.data);
+  omp_set_num_threads(1);
+  dnnl::reorder(source, target).execute(streams[0], source, target);
+  streams[0].wait();
+}
+
+absl::StatusOr<std::unique_ptr<LinearWeight>> CpuGemm::Prepare(TensorView weight) {
+  LH_CHECK(weight.rank() == 2 && weight.IsDense() && weight.NumElements() > 0);
+  try {
+    absl::Status status;
+    std::unique_ptr<PackedWeight> packed = impl_->Prepare(weight, status);
+    if (packed == nullptr) return status;
+    return packed;
+  } catch (const std::exception& e) {
+    return absl::ResourceExhaustedError(fmt::format("cannot pack a weight matrix of {} x {}: {}",
+                                                    weight.dim(0), weight.dim(1), e.what()));
+  }
+}
+
+void CpuGemm::Linear(const LinearArgs& args) {
+  CheckArgs(args);
+  const auto& weight = static_cast<const PackedWeight&>(*args.weight);
+  const int64_t n_rows = args.x.dim(0);
+  std::vector<Impl::WorkItem>& items = impl_->items;
+  items.clear();
+  for (const Panel& panel : weight.panels) {
+    for (int64_t row = 0, m; row < n_rows; row += m) {
+      m = BlockRows(n_rows - row);
+      const MatmulShape shape{m,
+                              panel.n,
+                              weight.n_in,
+                              args.x.stride(0),
+                              args.y.stride(0),
+                              !args.bias.empty(),
+                              args.accumulate};
+      items.push_back({&impl_->Get(shape, panel.desc), &panel, row});
+    }
+  }
+  const auto run = [&](int64_t i, int thread) {
+    const Impl::WorkItem& item = items[i];
+    const int64_t column = item.panel->begin;
+    const float* bias = args.bias.empty() ? nullptr : args.bias.As<float>() + column;
+    omp_set_num_threads(1);  // of this thread; a store when it is set already
+    item.matmul->Run(thread, impl_->streams[thread], args.x.Row<float>(item.row_begin), *item.panel,
+                     bias, args.y.Row<float>(item.row_begin) + column);
+  };
+  const double n_weights = static_cast<double>(weight.n_out) * static_cast<double>(weight.n_in);
+  const double estimate_us = n_weights * std::max(4 / 50e3, 2.0 * n_rows / 250e3);
+  if (estimate_us < kSerialMicroseconds) {
+    for (size_t i = 0; i < items.size(); ++i) run(i, 0);
+  } else {
+    impl_->pool->ParallelFor(static_cast<int64_t>(items.size()), run);
+  }
+}
+
+}  // namespace longhaul
