@@ -1,0 +1,319 @@
+#include "engine/runner.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "engine/model/mapped_file.h"
+#include "engine/model/model_config.h"
+#include "engine/model/safetensors.h"
+#include "engine/model/transformer.h"
+#include "engine/model/weights.h"
+#include "engine/request.h"
+#include "kernels/base/arena.h"
+#include "kernels/base/checked_math.h"
+
+namespace longhaul {
+namespace {
+
+// Share of the available memory that the KV pool takes when nobody says how much, and how many
+// sequences of the full length it is at most meant for.
+constexpr double kAutoKvShare = 0.4;
+constexpr int64_t kAutoKvSequences = 8;
+
+double GiB(int64_t n_bytes) { return static_cast<double>(n_bytes) / (int64_t{1} << 30); }
+
+int64_t MicrosecondsSince(Clock::time_point begin) {
+  return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin).count();
+}
+
+struct MachineMemory {
+  int64_t total_bytes = std::numeric_limits<int64_t>::max();
+  int64_t available_bytes = std::numeric_limits<int64_t>::max();
+};
+
+// /proc/meminfo, lowered to the limit of the control group (a container). What cannot be read
+// limits nothing: allocation itself still fails with a status.
+MachineMemory ReadMachineMemory() {
+  MachineMemory memory;
+  std::ifstream meminfo("/proc/meminfo");
+  std::string name, unit;
+  for (int64_t kib = 0; meminfo >> name >> kib; std::getline(meminfo, unit)) {
+    if (name == "MemTotal:") memory.total_bytes = kib * 1024;
+    if (name == "MemAvailable:") memory.available_bytes = kib * 1024;
+  }
+  for (const char* path :
+       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+    int64_t limit_bytes = 0;
+    if (std::ifstream(path) >> limit_bytes && limit_bytes > 0) {
+      memory.total_bytes = std::min(memory.total_bytes, limit_bytes);
+      memory.available_bytes = std::min(memory.available_bytes, limit_bytes);
+    }
+  }
+  return memory;
+}
+
+absl::Status DoesNotFit(const MemoryPlan& plan, int64_t total_bytes) {
+  return absl::ResourceExhaustedError(fmt::format(
+      "a KV cache of {:.2f} GiB does not fit: with {:.2f} GiB of weights, {:.2f} GiB of workspace "
+      "and "
+      "{:.2f} GiB of hidden states it exceeds the {:.2f} GiB of this machine; lower the KV cache "
+      "memory",
+      GiB(plan.kv_pool_bytes), GiB(plan.weight_bytes), GiB(plan.workspace_bytes),
+      GiB(plan.hidden_bytes), GiB(total_bytes)));
+}
+
+// Fills kv_pool_bytes, a whole number of pages.
+absl::Status PlanKvPool(const EngineConfig& config, const KvLayout& layout, MemoryPlan& plan) {
+  const MachineMemory memory = ReadMachineMemory();
+  const int64_t page_bytes = layout.PageBytes();
+  int64_t n_pages = config.kv_cache_bytes / page_bytes;
+  if (config.kv_cache_bytes == 0) {
+    const int64_t n_sequences = std::min(config.max_num_seqs, kAutoKvSequences);
+    const double share = kAutoKvShare * static_cast<double>(memory.available_bytes);
+    n_pages = std::min(n_sequences * CeilDiv(config.max_model_len, kPageTokens),
+                       static_cast<int64_t>(share / static_cast<double>(page_bytes)));
+  }
+  n_pages = std::min<int64_t>(n_pages, std::numeric_limits<int32_t>::max());  // page ids are int32
+  if (n_pages == 0) {
+    return absl::InvalidArgumentError(fmt::format(
+        "the KV cache is smaller than one page of this model ({} bytes); raise the KV cache memory",
+        page_bytes));
+  }
+  const int64_t others = plan.weight_bytes + plan.workspace_bytes + plan.hidden_bytes;
+  const int64_t left = memory.total_bytes - std::min(others, memory.total_bytes);
+  plan.kv_pool_bytes =
+      CheckedMul(n_pages, page_bytes).value_or(std::numeric_limits<int64_t>::max());
+  return plan.kv_pool_bytes <= left ? absl::OkStatus() : DoesNotFit(plan, memory.total_bytes);
+}
+
+void LogPlan(const ModelConfig& model, const EngineConfig& config, const MemoryPlan& plan,
+             const KvLayout& layout, const std::string& backend) {
+  const ModelShape& s = model.shape;
+  spdlog::info(
+      "model   {}: {} layers, {} heads ({} kv) of {}, hidden {}, vocabulary {}, {:.1f} M "
+      "parameters",
+      model.architecture, s.n_layers, s.n_heads, s.n_kv_heads, s.head_dim, s.hidden_size,
+      s.vocab_size, static_cast<double>(s.n_parameters) / 1e6);
+  spdlog::info("backend {}", backend);
+  spdlog::info("memory  weights       {:9.3f} GiB", GiB(plan.weight_bytes));
+  spdlog::info("memory  KV cache      {:9.3f} GiB  {} tokens in pages of {} bytes, {}",
+               GiB(plan.kv_pool_bytes), plan.kv_pool_bytes / layout.PageBytes() * kPageTokens,
+               layout.PageBytes(), DTypeName(layout.dtype));
+  spdlog::info("memory  workspace     {:9.3f} GiB  at most, for {} tokens",
+               GiB(plan.workspace_bytes), config.max_model_len);
+  spdlog::info("memory  hidden states {:9.3f} GiB  {} slots of {} tokens", GiB(plan.hidden_bytes),
+               config.max_prefills, config.epoch_tokens);
+  const int64_t pool_tokens = plan.kv_pool_bytes / layout.PageBytes() * kPageTokens;
+  if (pool_tokens < config.max_model_len) {
+    spdlog::warn(
+        "the KV cache holds {} tokens, less than max_model_len {}: longer prompts are refused",
+        pool_tokens, config.max_model_len);
+  }
+}
+
+class Runner final : public Executor {
+ public:
+  // Memory that lives as long as the runner, allocated before it is made.
+  struct Memory {
+    Buffer kv_pool;
+    Buffer workspace;
+    Buffer hidden;  // [max_prefills, epoch_tokens, E] f32
+    Buffer logits;  // [max_num_seqs + max_prefills, V] f32
+  };
+
+  Runner(std::unique_ptr<Backend> backend, std::unique_ptr<const ModelConfig> model,
+         std::unique_ptr<const ModelWeights> weights, const EngineConfig& config,
+         const KvLayout& layout, Memory memory)
+      : backend_(std::move(backend)),
+        model_(std::move(model)),
+        weights_(std::move(weights)),
+        config_(config),
+        layout_(layout),
+        kv_pool_(std::move(memory.kv_pool)),
+        hidden_(std::move(memory.hidden)),
+        logits_(std::move(memory.logits)),
+        arena_(std::move(memory.workspace)),
+        transformer_(*model_, *weights_, *backend_, layout_, kv_pool_.data()) {}
+
+  const ModelShape& shape() const override { return model_->shape; }
+  int32_t n_pages() const override {
+    return static_cast<int32_t>(static_cast<int64_t>(kv_pool_.n_bytes()) / layout_.PageBytes());
+  }
+
+  absl::StatusOr<StepResult> Execute(const StepPlan& plan) override {
+    LH_RETURN_IF_ERROR(CheckPlan(plan));
+    CopyPages(plan.copies);
+    StepResult result;
+    n_logits_used_ = 0;
+    if (!plan.decode.empty()) Decode(plan.decode, result);
+    for (const PrefillSlice& slice : plan.prefill) result.slices.push_back(Prefill(slice));
+    return result;
+  }
+
+ private:
+  absl::Status CheckPlan(const StepPlan& plan) const {
+    const int64_t n_rows = static_cast<int64_t>(plan.decode.size());
+    const int64_t n_slices = static_cast<int64_t>(plan.prefill.size());
+    if (n_rows > config_.max_num_seqs || n_slices > config_.max_prefills) {
+      return absl::InternalError(fmt::format(
+          "a step of {} decode rows and {} slices exceeds the {} and {} this runner was made for",
+          n_rows, n_slices, config_.max_num_seqs, config_.max_prefills));
+    }
+    for (const PrefillSlice& s : plan.prefill) {
+      LH_CHECK(0 <= s.begin && s.begin < s.end && s.end <= s.prompt_tokens);
+      LH_CHECK(s.end - s.begin <= config_.epoch_tokens && s.end <= config_.max_model_len);
+      LH_CHECK(static_cast<int64_t>(s.tokens.size()) == s.end - s.begin);
+      LH_CHECK(static_cast<int64_t>(s.pages.size()) >= CeilDiv(s.end, kPageTokens));
+      LH_CHECK(0 <= s.layer_begin && s.layer_begin < s.layer_end);
+      LH_CHECK(s.layer_end <= model_->shape.n_layers);
+      LH_CHECK(0 <= s.hidden_slot && s.hidden_slot < config_.max_prefills);
+      LH_CHECK(s.sparse != nullptr && s.sparse_state != nullptr);
+    }
+    for (const DecodeRow& row : plan.decode) {
+      LH_CHECK(0 <= row.position && row.position < config_.max_model_len);
+      LH_CHECK(static_cast<int64_t>(row.pages.size()) >= row.position / kPageTokens + 1);
+    }
+    return absl::OkStatus();
+  }
+
+  void CopyPages(const std::vector<PageCopy>& copies) {
+    if (copies.empty()) return;
+    std::vector<int32_t> src, dst;
+    for (const PageCopy& copy : copies) {
+      src.push_back(copy.src);
+      dst.push_back(copy.dst);
+    }
+    backend_->CopyPages({.pool = static_cast<std::byte*>(kv_pool_.data()),
+                         .page_bytes = layout_.PageBytes(),
+                         .src = src.data(),
+                         .dst = dst.data(),
+                         .n = static_cast<int64_t>(copies.size())});
+  }
+
+  void Decode(const std::vector<DecodeRow>& rows, StepResult& result) {
+    const auto begin = Clock::now();
+    const TensorView logits = TakeLogits(static_cast<int64_t>(rows.size()));
+    transformer_.Decode(rows, logits, arena_);
+    backend_->Synchronize();
+    for (int64_t i = 0; i < logits.dim(0); ++i) {
+      result.decode_logits.push_back({logits.Row<float>(i), static_cast<size_t>(logits.dim(1))});
+    }
+    result.decode_us = MicrosecondsSince(begin);
+  }
+
+  SliceResult Prefill(const PrefillSlice& slice) {
+    const auto begin = Clock::now();
+    const ModelShape& shape = model_->shape;
+    const int64_t hidden_size = shape.hidden_size;
+    const TensorView hidden(static_cast<float*>(hidden_.data()) +
+                                slice.hidden_slot * config_.epoch_tokens * hidden_size,
+                            DType::kF32, {slice.end - slice.begin, hidden_size});
+    std::vector<float>& alpha = slice.sparse_state->alpha;
+    if (alpha.empty()) alpha.assign(int64_t{shape.n_layers} * shape.n_heads, slice.sparse->alpha);
+
+    SliceResult result;
+    TensorView logits;
+    if (slice.end == slice.prompt_tokens && slice.layer_end == shape.n_layers) {
+      logits = TakeLogits(1);
+      result.logits = {logits.As<float>(), static_cast<size_t>(logits.dim(1))};
+    }
+    transformer_.Prefill(slice, hidden, logits, arena_, result.report);
+    backend_->Synchronize();
+    result.elapsed_us = MicrosecondsSince(begin);
+    return result;
+  }
+
+  // The next n rows of the logits buffer: [n, V] f32, valid until the next step.
+  TensorView TakeLogits(int64_t n) {
+    const int64_t vocab = model_->shape.vocab_size;
+    const TensorView view(static_cast<float*>(logits_.data()) + n_logits_used_ * vocab, DType::kF32,
+                          {n, vocab});
+    n_logits_used_ += n;
+    return view;
+  }
+
+  // Declared in the order of need: the backend frees what everybody else holds, so it goes last.
+  const std::unique_ptr<Backend> backend_;
+  const std::unique_ptr<const ModelConfig> model_;
+  const std::unique_ptr<const ModelWeights> weights_;
+  const EngineConfig config_;
+  const KvLayout layout_;
+  const Buffer kv_pool_;
+  const Buffer hidden_;
+  const Buffer logits_;
+  Arena arena_;
+  Transformer transformer_;
+  int64_t n_logits_used_ = 0;
+};
+
+absl::Status CompleteMaxModelLen(const ModelShape& shape, EngineConfig& config) {
+  if (config.max_model_len > shape.max_positions) {
+    return absl::InvalidArgumentError(
+        fmt::format("max_model_len {} exceeds the {} positions this model was made for "
+                    "(max_position_embeddings)",
+                    config.max_model_len, shape.max_positions));
+  }
+  if (config.max_model_len == 0) config.max_model_len = shape.max_positions;
+  return absl::OkStatus();
+}
+
+// Of the weights, and of config.json as it is: any change of the architecture changes the KV.
+absl::StatusOr<uint64_t> ModelDigest(const std::string& model_dir, const Checkpoint& checkpoint) {
+  LH_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(model_dir + "/config.json"));
+  return XXH3_64bits_withSeed(file.bytes().data(), file.bytes().size(), checkpoint.Digest());
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_dir,
+                                                     std::unique_ptr<Backend> backend,
+                                                     EngineConfig& config, MemoryPlan* plan) {
+  LH_RETURN_IF_ERROR(config.Validate());
+  LH_ASSIGN_OR_RETURN(ModelConfig parsed, LoadModelConfig(model_dir));
+  auto model = std::make_unique<ModelConfig>(std::move(parsed));
+  ModelShape& shape = model->shape;
+  LH_RETURN_IF_ERROR(CompleteMaxModelLen(shape, config));
+  const KvLayout layout{.n_layers = shape.n_layers,
+                        .n_kv_heads = shape.n_kv_heads,
+                        .head_dim = shape.head_dim,
+                        .dtype = config.kv_dtype};
+
+  // Sizes first: what cannot fit is refused before gigabytes of weights were read.
+  MemoryPlan sizes;
+  const int64_t n_logit_rows = config.max_num_seqs + config.max_prefills;
+  const int64_t logit_bytes = n_logit_rows * shape.vocab_size * static_cast<int64_t>(sizeof(float));
+  const int64_t arena_bytes = Transformer::WorkspaceBytes(
+      *model, config.epoch_tokens, config.max_model_len, config.max_num_seqs);
+  sizes.workspace_bytes = arena_bytes + logit_bytes;
+  sizes.hidden_bytes = config.max_prefills * config.epoch_tokens * shape.hidden_size *
+                       static_cast<int64_t>(sizeof(float));
+  LH_RETURN_IF_ERROR(PlanKvPool(config, layout, sizes));
+
+  LH_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(model_dir));
+  LH_ASSIGN_OR_RETURN(config.model_digest, ModelDigest(model_dir, checkpoint));
+  LH_ASSIGN_OR_RETURN(ModelWeights loaded, LoadWeights(checkpoint, *model, *backend));
+  auto weights = std::make_unique<ModelWeights>(std::move(loaded));
+  shape.n_parameters = weights->n_parameters;
+  sizes.weight_bytes = weights->n_bytes;
+  LH_RETURN_IF_ERROR(PlanKvPool(config, layout, sizes));
+
+  Runner::Memory memory;
+  LH_ASSIGN_OR_RETURN(memory.kv_pool, backend->Allocate(sizes.kv_pool_bytes));
+  LH_ASSIGN_OR_RETURN(memory.workspace, backend->Allocate(arena_bytes));
+  LH_ASSIGN_OR_RETURN(memory.hidden, backend->Allocate(sizes.hidden_bytes));
+  LH_ASSIGN_OR_RETURN(memory.logits, backend->Allocate(logit_bytes));
+  LogPlan(*model, config, sizes, layout, backend->Description());
+  if (plan != nullptr) *plan = sizes;
+  return std::make_unique<Runner>(std::move(backend), std::move(model), std::move(weights), config,
+                                  layout, std::move(memory));
+}
+
+}  // namespace longhaul
