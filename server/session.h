@@ -34,22 +34,23 @@ struct RequestRecord {
   std::string request_id;
   bool chat = false;
   int32_t n = 1;
-  api::Summary summary;               // status Cancelled when the Generation was dropped
+  api::Summary summary;                // status Cancelled when the Generation was dropped
   std::vector<FinishReason> finished;  // of the choices that ended
-  double e2e_s = 0;                   // accepted until the end
-  std::vector<double> token_gaps_s;   // between the tokens of a choice; at most the first 4096
+  double e2e_s = 0;                    // accepted until the end
+  std::vector<double> token_gaps_s;    // between the tokens of a choice; at most the first 4096
 };
 
 struct SessionConfig {
   std::string model_dir;
   std::string served_model_name;
-  SparseOptions sparse;        // default policy
+  SparseOptions sparse;  // default policy
   int64_t max_n = 128;
   int64_t max_stop_strings = 16;
   int64_t max_logprobs = 20;
   int64_t max_logit_bias = 1024;
-  // Output tokens of a chat request that names no max_tokens, when the context has room for them; the
-  // engine reserves pages for all of them, so "the rest of the context" would let one run at a time.
+  // Output tokens of a chat request that names no max_tokens, when the context has room for them;
+  // the engine reserves pages for all of them, so "the rest of the context" would let one run at a
+  // time.
   int64_t default_max_tokens = 16384;
   int tokenizer_threads = 0;
   // Called once per started request, by the thread that reads or drops its Generation.
@@ -67,8 +68,8 @@ class Session {
                                              std::unique_ptr<Engine> engine);
   virtual ~Session() = default;
 
-  // Validates, tokenizes and submits; blocks while it tokenizes, so call it off the network threads.
-  // Status codes and what they become outside (server/api/status_map.h):
+  // Validates, tokenizes and submits; blocks while it tokenizes, so call it off the network
+  // threads. Status codes and what they become outside (server/api/status_map.h):
   //   InvalidArgument -> 400, OutOfRange -> 400 context_length_exceeded, NotFound -> 404,
   //   ResourceExhausted -> 429 + Retry-After, Unavailable -> 503 + Retry-After
   virtual absl::StatusOr<std::unique_ptr<Generation>> Start(const api::GenerateRequest& request,

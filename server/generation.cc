@@ -1,0 +1,194 @@
+#include "server/generation.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace longhaul {
+namespace {
+
+constexpr size_t kMaxTokenGaps = 4096;
+
+double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+int64_t Microseconds(Clock::duration duration) {
+  return std::chrono::duration_cast<std::chrono::microseconds>(duration).count();
+}
+
+}  // namespace
+
+GenerationImpl::GenerationImpl(std::shared_ptr<const SessionShared> shared, GenerationParams params,
+                               TokenStream stream)
+    : shared_(std::move(shared)), params_(std::move(params)), stream_(std::move(stream)) {
+  choices_.reserve(params_.n);
+  for (int32_t i = 0; i < params_.n; ++i) {
+    choices_.emplace_back(shared_->tokenizer.get(), params_);
+  }
+}
+
+GenerationImpl::~GenerationImpl() {
+  api::Summary summary;
+  summary.status = absl::CancelledError("the client went away");
+  summary.usage.prompt_tokens = params_.prompt_tokens;
+  summary.usage.completion_tokens = completion_tokens_;
+  summary.sparse_mode = params_.sparse_mode;
+  Record(std::move(summary));
+}
+
+std::optional<api::Chunk> GenerationImpl::TryNext() {
+  while (chunks_.empty()) {
+    std::optional<StreamEvent> event = stream_.TryNext();
+    if (!event) return std::nullopt;
+    OnEvent(*std::move(event));
+  }
+  api::Chunk chunk = std::move(chunks_.front());
+  chunks_.pop_front();
+  return chunk;
+}
+
+std::optional<api::Chunk> GenerationImpl::Next(std::chrono::microseconds timeout) {
+  const Clock::time_point deadline = Clock::now() + timeout;
+  while (true) {
+    if (std::optional<api::Chunk> chunk = TryNext()) return chunk;
+    const auto left =
+        std::chrono::duration_cast<std::chrono::microseconds>(deadline - Clock::now());
+    if (left.count() <= 0) return std::nullopt;
+    std::optional<StreamEvent> event = stream_.Next(left);
+    if (!event) return std::nullopt;
+    OnEvent(*std::move(event));
+  }
+}
+
+void GenerationImpl::SetReadyCallback(std::function<void()> on_ready) {
+  stream_.SetReadyCallback(std::move(on_ready));
+}
+
+void GenerationImpl::Cancel() { stream_.Cancel(); }
+
+void GenerationImpl::OnEvent(StreamEvent event) {
+  if (auto* progress = std::get_if<ProgressEvent>(&event)) {
+    chunks_.emplace_back(*progress);
+  } else if (const auto* token = std::get_if<TokenEvent>(&event)) {
+    OnToken(*token);
+  } else {
+    OnDone(std::get<DoneEvent>(event));
+  }
+}
+
+void GenerationImpl::OnToken(const TokenEvent& event) {
+  Choice& choice = choices_[event.choice];
+  if (choice.finished) return;  // it ended by a stop string; the engine runs on for the others
+  const bool has_token = event.token >= 0;
+  const bool is_end_token = has_token && event.finish == FinishReason::kStop &&
+                            std::find(params_.stop_token_ids.begin(), params_.stop_token_ids.end(),
+                                      event.token) != params_.stop_token_ids.end();
+  if (has_token) CountToken(choice);
+
+  api::TextDelta delta;
+  delta.choice = event.choice;
+  std::string text;
+  if (has_token && !is_end_token) {
+    PendingToken& pending = choice.pending.emplace_back();
+    pending.id = event.token;
+    pending.begin_bytes = choice.pushed_bytes;
+    if (params_.logprobs) pending.logprobs = MakeLogprobs(event);
+    text = choice.detokenizer.Push(event.token);
+  }
+  if (event.finish) text += choice.detokenizer.Finish();
+  choice.pushed_bytes += static_cast<int64_t>(text.size());
+  StopStrings::Result result = choice.stops.Push(text);
+  delta.text = std::move(result.text);
+  if (result.stopped) {
+    delta.finish = FinishReason::kStop;
+    delta.stop_reason = std::move(result.matched);
+  } else if (event.finish) {
+    delta.text += choice.stops.Finish();
+    delta.finish = event.finish;
+  }
+  choice.shown_bytes += static_cast<int64_t>(delta.text.size());
+  if (delta.text.empty() && !delta.finish) return;
+  TakeShownTokens(choice, delta.finish.has_value() && !result.stopped, &delta);
+
+  if (!choice.started) delta.text.insert(0, params_.echo);
+  choice.started = true;
+  if (delta.finish) {
+    choice.finished = true;
+    reasons_.push_back(*delta.finish);
+    if (++n_finished_ == params_.n && result.stopped) {
+      stopped_early_ = true;
+      stream_.Cancel();
+    }
+  }
+  chunks_.emplace_back(std::move(delta));
+}
+
+void GenerationImpl::CountToken(Choice& choice) {
+  const Clock::time_point now = Clock::now();
+  if (!first_token_) first_token_ = now;
+  if (choice.last_token && token_gaps_s_.size() < kMaxTokenGaps) {
+    token_gaps_s_.push_back(Seconds(now - *choice.last_token));
+  }
+  choice.last_token = now;
+  ++completion_tokens_;
+}
+
+void GenerationImpl::TakeShownTokens(Choice& choice, bool all, api::TextDelta* delta) {
+  size_t n_shown = 0;
+  while (n_shown < choice.pending.size() &&
+         (all || choice.pending[n_shown].begin_bytes < choice.shown_bytes)) {
+    PendingToken& token = choice.pending[n_shown++];
+    delta->token_ids.push_back(token.id);
+    if (token.logprobs) delta->logprobs.push_back(*std::move(token.logprobs));
+  }
+  choice.pending.erase(choice.pending.begin(), choice.pending.begin() + n_shown);
+}
+
+api::TokenLogprobs GenerationImpl::MakeLogprobs(const TokenEvent& event) const {
+  const Tokenizer& tokenizer = *shared_->tokenizer;
+  const auto entry = [&tokenizer](int32_t id, float logprob) {
+    return api::LogprobEntry{tokenizer.TokenText(id), std::string(tokenizer.TokenBytes(id)),
+                             logprob};
+  };
+  api::TokenLogprobs logprobs;
+  logprobs.chosen = entry(event.token, event.logprob);
+  for (const TokenLogprob& top : event.top_logprobs) {
+    logprobs.top.push_back(entry(top.token, top.logprob));
+  }
+  return logprobs;
+}
+
+void GenerationImpl::OnDone(const DoneEvent& event) {
+  api::Summary summary;
+  summary.status =
+      stopped_early_ && absl::IsCancelled(event.status) ? absl::OkStatus() : event.status;
+  summary.usage.prompt_tokens = event.prompt_tokens;
+  summary.usage.cached_tokens = event.cached_tokens;
+  summary.usage.completion_tokens = completion_tokens_;
+  api::Timings& timings = summary.timings;
+  timings.read = params_.phases.read_us;
+  timings.parse = params_.phases.parse_us;
+  timings.template_ = params_.phases.template_us;
+  timings.tokenize = params_.phases.tokenize_us;
+  timings.queue = event.queue_us;
+  timings.prefill = event.prefill_us;
+  timings.decode = event.decode_us;
+  timings.ttft = Microseconds(first_token_.value_or(Clock::now()) - params_.phases.accepted);
+  summary.sparse = event.sparse;
+  summary.sparse_mode = params_.sparse_mode;
+  Record(summary);
+  chunks_.emplace_back(std::move(summary));
+}
+
+void GenerationImpl::Record(api::Summary summary) {
+  if (std::exchange(recorded_, true) || !shared_->config.on_finished) return;
+  RequestRecord record;
+  record.request_id = params_.request_id;
+  record.chat = params_.chat;
+  record.n = params_.n;
+  record.summary = std::move(summary);
+  record.finished = std::move(reasons_);
+  record.e2e_s = Seconds(Clock::now() - params_.phases.accepted);
+  record.token_gaps_s = std::move(token_gaps_s_);
+  shared_->config.on_finished(record);
+}
+
+}  // namespace longhaul
