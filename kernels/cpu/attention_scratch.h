@@ -1,0 +1,150 @@
+// Working memory of CPU attention and the pieces that its ops share: row masks, packed query rows
+// and loaded key tiles. Internal to kernels/cpu. One ThreadScratch per pool thread; nothing here is
+// shared between threads except `partials`, which is written at disjoint places.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "kernels/args.h"
+#include "kernels/base/check.h"
+#include "kernels/base/checked_math.h"
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/attention_tile.h"
+
+namespace longhaul {
+namespace cpu {
+
+// Bits [0, n), n clipped to [0, 64].
+constexpr uint64_t LowBits(int64_t n) {
+  if (n <= 0) return 0;
+  return n >= kTileKeys ? kAllKeys : (uint64_t{1} << n) - 1;
+}
+
+// 64-byte aligned floats that grow to a high-water mark. Growing loses the contents.
+class FloatBuffer {
+ public:
+  float* Ensure(int64_t n) {
+    if (n > n_) {
+      const size_t n_bytes = static_cast<size_t>(RoundUp(n, kPadFloats)) * sizeof(float);
+      data_.reset(static_cast<float*>(std::aligned_alloc(64, n_bytes)));
+      LH_CHECK(data_ != nullptr);
+      n_ = n;
+    }
+    return data_.get();
+  }
+  float* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(float* p) const { std::free(p); }
+  };
+  std::unique_ptr<float, Free> data_;
+  int64_t n_ = 0;
+};
+
+// Packed query rows of one work item with their softmax states and output accumulators.
+class RowBlock {
+ public:
+  // Sizes for n_rows rows and resets their states; with_output = false leaves `o` away.
+  void Reset(int64_t n_rows, int64_t head_dim, bool with_output);
+  // Copies one query row [D], scaled so that exp2 of a score is exp of scale * q.k.
+  void SetQuery(int64_t row, const float* q, float scale);
+
+  int64_t n_rows() const { return n_rows_; }
+  int64_t head_dim() const { return head_dim_; }
+  const float* q(int64_t row) const { return q_.data() + row * head_dim_; }
+  float* o(int64_t row) { return o_.data() + row * PaddedDim(head_dim_); }
+  RowStates states(int64_t row) {
+    return {.max = max_.data() + row, .sum = sum_.data() + row * kPadFloats};
+  }
+  // Masks of all rows, for the caller to fill.
+  uint64_t* visible() { return visible_.data(); }
+
+ private:
+  int64_t n_rows_ = 0;
+  int64_t head_dim_ = 0;
+  FloatBuffer q_;    // [n_rows, D]
+  FloatBuffer o_;    // [n_rows, PaddedDim(D)]
+  FloatBuffer max_;  // [n_rows]
+  FloatBuffer sum_;  // [n_rows, 16]
+  std::vector<uint64_t> visible_;  // [n_rows]
+};
+
+// The key tile in use: keys transposed, values row-major.
+class KeyTile {
+ public:
+  // Keys [begin, begin + n_keys) of one page; begin is a multiple of 64.
+  void LoadPage(const KvView& kv, int64_t kv_head, int64_t begin, int64_t n_keys, bool with_values);
+  // Single keys from anywhere.
+  void Gather(const KvView& kv, int64_t kv_head, const int32_t* positions, int64_t n_keys);
+
+  const float* kt() const { return kt_.data(); }
+  const float* values() const { return values_; }
+  int64_t n_keys() const { return n_keys_; }
+
+ private:
+  void Pack(const KvView& kv, const void* const* keys, const void* const* values);
+
+  FloatBuffer kt_;  // [D, 64]
+  FloatBuffer v_;   // [64, PaddedDim(D)]
+  const float* values_ = nullptr;  // v_, or straight into an f32 page
+  int64_t n_keys_ = 0;
+};
+
+// Adds the tile to rows [begin, end) of the block. masked: block.visible()[begin, end) is filled.
+void AttendRows(const KeyTile& tile, RowBlock& block, int64_t begin, int64_t end, bool masked);
+// The same for the log-sum-exp alone.
+void LseRows(const KeyTile& tile, RowBlock& block, int64_t begin, int64_t end, bool masked);
+
+// log2 of the sum of 2^x[i * stride], in index order; -inf for all -inf.
+float MergeLse2(const float* x, int64_t n, int64_t stride);
+
+struct ThreadScratch {
+  RowBlock rows;
+  RowBlock local_rows;
+  KeyTile tile;
+  // SampleMass, per row of one kv head's block or of one query head.
+  FloatBuffer lse2;
+  FloatBuffer near;
+  FloatBuffer far;
+  std::vector<uint64_t> band_split;
+  // AttendSparse: the stripe keys of one head that a row block may see.
+  std::vector<int32_t> stripe_keys;
+};
+
+// Shared by AttendDense and the dense heads of AttendSparse: rows [row_begin, row_end) of the query
+// heads in `heads`, which all read kv_head. lse may be empty.
+struct DenseItem {
+  int64_t kv_head = 0;
+  int64_t row_begin = 0;
+  int64_t row_end = 0;
+  const int32_t* heads = nullptr;  // [n_heads]
+  int64_t n_heads = 0;
+};
+struct DenseTensors {
+  TensorView q;  // [T, H, D]
+  int64_t q_begin = 0;
+  KvView kv;
+  float scale = 0;
+  TensorView out;  // [T, H, D]
+  TensorView lse;  // [T, H] or empty
+};
+void RunDenseItem(const DenseTensors& tensors, const DenseItem& item, ThreadScratch& scratch);
+// Query tokens of a dense item, so that its rows fill the caches and every thread has work.
+int64_t DenseBlockTokens(int64_t n_tokens, int64_t n_heads_per_item, int64_t n_kv_heads,
+                         int n_threads);
+
+}  // namespace cpu
+
+struct CpuAttention::Scratch {
+  explicit Scratch(int n_threads) : threads(n_threads) {}
+
+  std::vector<cpu::ThreadScratch> threads;
+  cpu::FloatBuffer partials;       // per (work item, row), merged in a fixed order
+  cpu::FloatBuffer band_partials;  // SampleMass: per (head, key chunk, band)
+};
+
+}  // namespace longhaul

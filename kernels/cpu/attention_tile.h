@@ -1,0 +1,105 @@
+// The SIMD part of CPU attention: operations on one tile of up to 64 keys, compiled for SSE4, AVX2
+// and AVX-512 and chosen at run time. Pure functions on f32 arrays; which tiles a row visits, and
+// which keys of a tile it sees, is decided by the callers in plain C++ as one 64-bit mask per row.
+//
+// Every value is computed by one chain of fused multiply-adds per output element in index order, so
+// a row's bits do not depend on how many rows are in the call. Thread safe; allocates nothing.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include "kernels/base/dtype.h"
+
+namespace longhaul::cpu {
+
+inline constexpr int64_t kTileKeys = 64;
+// Rows of values and of output accumulators are padded to this many floats: one AVX-512 vector.
+inline constexpr int64_t kPadFloats = 16;
+// Mask of a row that sees the whole tile.
+inline constexpr uint64_t kAllKeys = ~uint64_t{0};
+
+constexpr int64_t PaddedDim(int64_t head_dim) {
+  return (head_dim + kPadFloats - 1) / kPadFloats * kPadFloats;
+}
+
+// kt[d, c] = rows[c][d] for n_keys rows; columns [n_keys, 64) are zero.
+struct PackKeysArgs {
+  const void* const* rows;  // [n_keys] pointers to [D] of dtype
+  int64_t n_keys;           // in [1, 64]
+  int64_t head_dim;
+  DType dtype;  // kF32 or kBF16
+  float* kt;    // [D, 64] written
+};
+void PackKeys(const PackKeysArgs& args);
+
+// v[c, d] = rows[c][d]; columns [D, PaddedDim(D)) are zero.
+struct PackValuesArgs {
+  const void* const* rows;  // [n_keys] pointers to [D] of dtype
+  int64_t n_keys;
+  int64_t head_dim;
+  DType dtype;
+  float* v;  // [n_keys, PaddedDim(D)] written
+};
+void PackValues(const PackValuesArgs& args);
+
+// Online softmax state of n rows, in base 2: the queries are scaled by scale * log2(e) beforehand.
+// `max` is a reference, not the exact maximum: it moves only when a score exceeds it by
+// kMaxSlack, so most tiles need neither a horizontal maximum nor a rescale.
+struct RowStates {
+  float* max;  // [n] starts at kNoScore
+  float* sum;  // [n, 16] sum of exp2(score - max), partial sums per SIMD lane; starts at 0
+};
+inline constexpr float kNoScore = -1e30f;
+inline constexpr float kMaxSlack = 8.0f;  // weights stay below 2^8
+
+// Queries of a tile call: scaled, packed rows.
+struct TileQueries {
+  const float* q;           // [n, D]
+  int64_t n_rows;
+  int64_t head_dim;
+  const float* kt;          // [D, 64] from PackKeys
+  const uint64_t* visible;  // [n] bit c: the row sees key c; null = every row sees all 64
+};
+
+// Adds one tile to rows of attention: state and o.
+struct AttendTileArgs {
+  TileQueries in;
+  const float* v;   // [n_keys, v_stride]
+  int64_t v_stride;
+  int64_t n_keys;   // keys from here on are visible to no row and their values are not read
+  RowStates states;
+  float* o;         // [n, PaddedDim(D)] sum of exp2(score - max) * v
+};
+void AttendTile(const AttendTileArgs& args);
+
+// Adds one tile to the log-sum-exp of rows.
+struct LseTileArgs {
+  TileQueries in;
+  RowStates states;
+};
+void LseTile(const LseTileArgs& args);
+
+// Softmax mass of one tile over rows whose log-sum-exp is known.
+struct MassTileArgs {
+  TileQueries in;
+  const float* lse2;   // [n] log-sum-exp in base 2
+  float* mass_sum;     // [64] += over rows
+  float* mass_max;     // [64] maximum with rows
+  // Bit c of band_split[r]: key c counts for near[r], else for far[r]. Null = no band sums.
+  const uint64_t* band_split;  // [n]
+  float* near;                 // [n] written
+  float* far;                  // [n] written
+};
+void MassTile(const MassTileArgs& args);
+
+// o[r] / sum[r], and the natural log-sum-exp; a row that saw nothing gives zeros and -inf.
+float FinishRow(float max, const float* sum, const float* o, int64_t head_dim, float* out);
+// The log-sum-exp alone, base 2.
+float Lse2(float max, const float* sum);
+
+// Name of the instruction set that is used here: "AVX3".
+const char* TileTargetName();
+
+}  // namespace longhaul::cpu
