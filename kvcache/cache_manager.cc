@@ -80,6 +80,10 @@ void CacheManager::TakeReserved(CacheLease& lease, int64_t n_pages) {
   n_reserved_pages_ -= n_pages;
 }
 
+void CacheManager::TrimReserve(CacheLease& lease, int64_t n_pages) {
+  TakeReserved(lease, std::max<int64_t>(0, lease.n_reserved_pages_ - n_pages));
+}
+
 PageRef CacheManager::TakePage() {
   if (PageRef ref = pool_.Allocate()) return ref;
   const auto victim = pool_.LeastRecentlyUsedIdle();

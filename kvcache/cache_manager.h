@@ -97,6 +97,8 @@ class CacheManager {
   // Promises `n_pages` more pages to the lease. False, and nothing changed, if there are not
   // enough.
   bool Reserve(CacheLease& lease, int64_t n_pages);
+  // Gives back what is promised beyond `n_pages`.
+  void TrimReserve(CacheLease& lease, int64_t n_pages);
   int64_t available_pages() const { return pool_.n_free() + pool_.n_idle() - n_reserved_pages_; }
 
   // Makes room for tokens [0, n_tokens), from the promised pages.

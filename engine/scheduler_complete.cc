@@ -1,0 +1,155 @@
+// Scheduler, second half: what a finished step means for its sequences.
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "engine/scheduler.h"
+#include "fmt/format.h"
+#include "kernels/base/check.h"
+
+namespace longhaul {
+
+void Scheduler::Complete(const StepResult& result, int64_t now_us) {
+  if (result.decode_logits.size() != rows_.size() || result.slices.size() != slices_.size()) {
+    Fail(absl::InternalError(fmt::format(
+             "the executor answered {} decode rows and {} slices of {} and {}",
+             result.decode_logits.size(), result.slices.size(), rows_.size(), slices_.size())),
+         now_us);
+    return;
+  }
+  cache_.ClearCopies();
+  int64_t n_keys = 0;
+  for (const DecodeRow& row : plan_.decode) n_keys += row.position + 1;
+  cost_.ObserveDecode(static_cast<int64_t>(rows_.size()), n_keys,
+                      static_cast<double>(result.decode_us));
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    CompleteRow(rows_[i], result.decode_logits[i], now_us);
+  }
+  for (size_t i = 0; i < slices_.size(); ++i) {
+    CompleteSlice(slices_[i], plan_.prefill[i], result.slices[i], now_us);
+  }
+  RemoveEnded();
+  EmitQueuedProgress(now_us);
+}
+
+void Scheduler::CompleteRow(const PlannedRow& row, std::span<const float> logits, int64_t now_us) {
+  Sequence& sequence = *row.sequence;
+  Choice& choice = *row.choice;
+  if (sequence.ended) return;  // another choice of it failed in this step
+  if (absl::Status status = CheckLogits(logits, shape_.vocab_size); !status.ok()) {
+    End(sequence, status, now_us);
+    return;
+  }
+  const int64_t n_tokens = sequence.DecodePosition(choice) + 1;
+  cache_.SetComplete(*choice.lease, n_tokens);
+  if (sequence.dense && n_tokens % kPageTokens == 0) PublishAnswer(sequence, choice);
+
+  sequence.AcceptLogits(choice, logits);
+  CountChoice(choice, sequence);
+  if (!choice.finished()) return;
+  choice.lease.reset();
+  ++resource_version_;
+  if (sequence.AllFinished()) End(sequence, absl::OkStatus(), now_us);
+}
+
+// The page that was just filled; part of it may still be prompt.
+void Scheduler::PublishAnswer(Sequence& sequence, Choice& choice) {
+  const int64_t n_tokens = choice.lease->n_tokens();
+  const int64_t first = n_tokens - kPageTokens;
+  if (choice.lease->published_tokens() != first) return;
+  const int64_t n_prompt = sequence.prompt_tokens();
+  std::array<int32_t, kPageTokens> tokens;
+  for (int64_t i = first; i < n_tokens; ++i) {
+    tokens[i - first] = i < n_prompt ? sequence.request.prompt[i] : choice.output[i - n_prompt];
+  }
+  cache_.Publish(*choice.lease, tokens, nullptr);
+}
+
+void Scheduler::CompleteSlice(const PlannedSlice& planned, const PrefillSlice& slice,
+                              const SliceResult& result, int64_t now_us) {
+  Sequence& sequence = *planned.sequence;
+  const auto elapsed_us = static_cast<double>(result.elapsed_us);
+  cost_.ObservePrefill(planned.work, elapsed_us);
+  sequence.service_us += elapsed_us;
+  sequence.report.Merge(result.report);
+  if (planned.work.sparse_pairs > 0 && result.report.causal_pairs > 0) {
+    const double mean_keys = 0.5 * static_cast<double>(slice.begin + slice.end + 1);
+    sequence.density.Observe(mean_keys, result.report.Density() * mean_keys);
+  }
+
+  sequence.next_layer = slice.layer_end;
+  if (sequence.next_layer == shape_.n_layers) {
+    const bool last = slice.end == sequence.prompt_tokens();
+    if (last) {
+      if (absl::Status status = CheckLogits(result.logits, shape_.vocab_size); !status.ok()) {
+        End(sequence, status, now_us);
+        return;
+      }
+    }
+    CompleteEpoch(sequence);
+    if (last) {
+      StartDecode(sequence, result.logits, now_us);
+      return;
+    }
+  }
+  if (sequence.request.report_progress) {
+    sequence.sink->Emit(sequence.Progress(Phase::kPrefill, now_us, EtaUs(sequence)));
+  }
+}
+
+void Scheduler::CompleteEpoch(Sequence& sequence) {
+  CacheLease& lease = *sequence.lease;
+  cache_.SetComplete(lease, sequence.end);
+  const int64_t from = lease.published_tokens();
+  const int64_t to = sequence.PublishableTokens(sequence.end, config_.epoch_tokens);
+  if (to > from) {
+    const std::span<const int32_t> prompt = sequence.request.prompt;
+    PrefixState state;
+    if (!sequence.dense) state = std::make_shared<const SparseState>(sequence.sparse_state);
+    cache_.Publish(lease, prompt.subspan(from, to - from), std::move(state));
+  }
+  sequence.begin = sequence.end;
+  sequence.next_layer = 0;
+  ++resource_version_;  // others may match what was published
+}
+
+void Scheduler::StartDecode(Sequence& sequence, std::span<const float> logits, int64_t now_us) {
+  FreeSlot(sequence);
+  if (sequence.request.report_progress) {
+    sequence.sink->Emit(sequence.Progress(Phase::kDecode, now_us, 0));
+  }
+  sequence.StartChoices(logits, &next_seq_id_, now_us);
+  std::vector<Choice*> going_on;
+  for (Choice& choice : sequence.choices) {
+    CountChoice(choice, sequence);
+    if (!choice.finished()) going_on.push_back(&choice);
+  }
+  if (going_on.empty()) {
+    End(sequence, absl::OkStatus(), now_us);
+    return;
+  }
+  // The first of them inherits the lease, with the partial page that the others copy.
+  const int64_t n_pages = PagesPerChoice(sequence.prompt_tokens(), sequence.request.max_tokens);
+  for (size_t i = 1; i < going_on.size(); ++i) {
+    going_on[i]->lease = cache_.Fork(*sequence.lease, n_pages);
+  }
+  const int64_t n_own = sequence.prompt_tokens() % kPageTokens != 0 ? 1 : 0;
+  cache_.TrimReserve(*sequence.lease, n_pages - n_own);
+  going_on[0]->lease = std::move(sequence.lease);
+}
+
+void Scheduler::FreeSlot(Sequence& sequence) {
+  if (sequence.hidden_slot < 0) return;
+  free_slots_.push_back(sequence.hidden_slot);
+  sequence.hidden_slot = -1;
+  if (sequence.is_long) --n_long_prefills_;
+  ++resource_version_;
+}
+
+void Scheduler::CountChoice(const Choice& choice, const Sequence& sequence) {
+  if (sequence.request.max_tokens > 0) ++counters_.generation_tokens;
+  if (choice.finish == FinishReason::kStop) ++counters_.n_finished_stop;
+  if (choice.finish == FinishReason::kLength) ++counters_.n_finished_length;
+}
+
+}  // namespace longhaul
