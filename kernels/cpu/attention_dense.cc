@@ -75,9 +75,9 @@ constexpr int64_t kDecodeChunkKeys = 1024;
 int64_t DecodePartialFloats(int64_t head_dim) { return 1 + kPadFloats + PaddedDim(head_dim); }
 
 struct DecodeItem {
-  int64_t row;      // sequence of the batch
+  int64_t row;  // sequence of the batch
   int64_t kv_head;
-  int64_t begin;    // keys [begin, end)
+  int64_t begin;  // keys [begin, end)
   int64_t end;
   float* partials;  // [G, DecodePartialFloats]
 };
@@ -88,8 +88,8 @@ void RunDecodeItem(const AttendDecodeArgs& args, const DecodeItem& item, ThreadS
   RowBlock& block = scratch.rows;
   block.Reset(group, kv.head_dim, /*with_output=*/true);
   for (int64_t g = 0; g < group; ++g) {
-    block.SetQuery(
-        g, args.q.Row<float>(item.row) + (item.kv_head * group + g) * args.q.stride(1), args.scale);
+    block.SetQuery(g, args.q.Row<float>(item.row) + (item.kv_head * group + g) * args.q.stride(1),
+                   args.scale);
   }
   for (int64_t begin = item.begin; begin < item.end; begin += kTileKeys) {
     const int64_t n_keys = std::min(kTileKeys, item.end - begin);

@@ -47,11 +47,8 @@ void KeyTile::Pack(const KvView& kv, const void* const* keys, const void* const*
             .kt = kt_.Ensure(kTileKeys * kv.head_dim)});
   if (values == nullptr) return;
   float* v = v_.Ensure(kTileKeys * PaddedDim(kv.head_dim));
-  PackValues({.rows = values,
-              .n_keys = n_keys_,
-              .head_dim = kv.head_dim,
-              .dtype = kv.dtype,
-              .v = v});
+  PackValues(
+      {.rows = values, .n_keys = n_keys_, .head_dim = kv.head_dim, .dtype = kv.dtype, .v = v});
   values_ = v;
 }
 

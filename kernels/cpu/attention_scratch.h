@@ -66,10 +66,10 @@ class RowBlock {
  private:
   int64_t n_rows_ = 0;
   int64_t head_dim_ = 0;
-  FloatBuffer q_;    // [n_rows, D]
-  FloatBuffer o_;    // [n_rows, PaddedDim(D)]
-  FloatBuffer max_;  // [n_rows]
-  FloatBuffer sum_;  // [n_rows, 16]
+  FloatBuffer q_;                  // [n_rows, D]
+  FloatBuffer o_;                  // [n_rows, PaddedDim(D)]
+  FloatBuffer max_;                // [n_rows]
+  FloatBuffer sum_;                // [n_rows, 16]
   std::vector<uint64_t> visible_;  // [n_rows]
 };
 
@@ -88,8 +88,8 @@ class KeyTile {
  private:
   void Pack(const KvView& kv, const void* const* keys, const void* const* values);
 
-  FloatBuffer kt_;  // [D, 64]
-  FloatBuffer v_;   // [64, PaddedDim(D)]
+  FloatBuffer kt_;                 // [D, 64]
+  FloatBuffer v_;                  // [64, PaddedDim(D)]
   const float* values_ = nullptr;  // v_, or straight into an f32 page
   int64_t n_keys_ = 0;
 };

@@ -1,9 +1,9 @@
-// Attention under a SparsePlan: per query head sink, stripes, diagonal bands and window, each key of a
-// row exactly once, all merged by one online softmax.
+// Attention under a SparsePlan: per query head sink, stripes, diagonal bands and window, each key
+// of a row exactly once, all merged by one online softmax.
 //
-// Distances i - j between row and key that a head keeps on diagonals (the window and its bands) form
-// "runs". Keys below the sink are taken by the sink, keys at a distance inside a run by the run, and
-// stripes give what is left: that makes the union exact without a per-pair test.
+// Distances i - j between row and key that a head keeps on diagonals (the window and its bands)
+// form "runs". Keys below the sink are taken by the sink, keys at a distance inside a run by the
+// run, and stripes give what is left: that makes the union exact without a per-pair test.
 
 #include <algorithm>
 #include <limits>
@@ -121,8 +121,8 @@ class SparseRows {
     }
   }
 
-  // Keys of this head's stripes that some row of the block may need: not in the sink, and before the
-  // window of the last row. Ascending.
+  // Keys of this head's stripes that some row of the block may need: not in the sink, and before
+  // the window of the last row. Ascending.
   const std::vector<int32_t>& StripeKeys() {
     const SparsePlan& plan = args_.plan;
     std::vector<int32_t>& keys = scratch_.stripe_keys;
@@ -159,9 +159,9 @@ class SparseRows {
     AttendRows(scratch_.tile, block_, row_begin, block_.n_rows(), masked);
   }
 
-  // Hides keys at a distance inside the run from rows [row_begin, row_end); rows further on are past
-  // the run. Keys ascend, so what a row hides is a range of columns whose two ends only move forward
-  // with the row. Keys after the row itself are hidden with the window.
+  // Hides keys at a distance inside the run from rows [row_begin, row_end); rows further on are
+  // past the run. Keys ascend, so what a row hides is a range of columns whose two ends only move
+  // forward with the row. Keys after the row itself are hidden with the window.
   bool HideRun(DistanceRun run, const int32_t* keys, int64_t n, int64_t row_begin,
                int64_t row_end) {
     row_begin = std::max(row_begin, RowAt(keys[0] + run.begin));
@@ -182,9 +182,9 @@ class SparseRows {
     for (int64_t r = 0; r < block_.n_rows(); ++r) {
       const int64_t token = item_.row_begin + r;
       const RowStates state = block_.states(r);
-      args_.lse.Row<float>(token)[item_.head] = cpu::FinishRow(
-          *state.max, state.sum, block_.o(r), args_.kv.head_dim,
-          args_.out.Row<float>(token) + item_.head * args_.out.stride(1));
+      args_.lse.Row<float>(token)[item_.head] =
+          cpu::FinishRow(*state.max, state.sum, block_.o(r), args_.kv.head_dim,
+                         args_.out.Row<float>(token) + item_.head * args_.out.stride(1));
     }
   }
 
@@ -245,12 +245,11 @@ SparseWork PlanWork(const AttendSparseArgs& args, int n_threads) {
     }
   }
   // Largest first, so that no thread ends on a long item.
-  std::stable_sort(work.dense.begin(), work.dense.end(), [](const DenseItem& a, const DenseItem& b) {
-    return a.row_begin > b.row_begin;
-  });
+  std::stable_sort(
+      work.dense.begin(), work.dense.end(),
+      [](const DenseItem& a, const DenseItem& b) { return a.row_begin > b.row_begin; });
   const auto keys_of = [&args](const SparseItem& item) {
-    const bool sparse =
-        static_cast<HeadKind>(args.plan.kind[item.head]) == HeadKind::kSparse;
+    const bool sparse = static_cast<HeadKind>(args.plan.kind[item.head]) == HeadKind::kSparse;
     return sparse ? args.plan.n_stripes[item.head] * args.plan.stripe_width : 0;
   };
   std::stable_sort(

@@ -22,7 +22,8 @@ inline constexpr size_t kLanes = hn::MaxLanes(F32());
 inline constexpr size_t kTileVecs = kTileKeys / kLanes;
 
 // Register block of the two matrix products: with 32 registers 6 x 4 accumulators (two FMA units of
-// latency 4 want at least 8 chains; 24 leave room for 4 columns of B and a broadcast), with 16 6 x 2.
+// latency 4 want at least 8 chains; 24 leave room for 4 columns of B and a broadcast), with 16 6
+// x 2.
 inline constexpr int kBlockRows = 6;
 inline constexpr int kBlockVecs = HWY_TARGET == HWY_AVX3 ? 4 : 2;
 // Rows whose scores are held between the two products. 24 x 64 floats leave most of L1 to the tile.

@@ -56,7 +56,7 @@ inline constexpr float kMaxSlack = 8.0f;  // weights stay below 2^8
 
 // Queries of a tile call: scaled, packed rows.
 struct TileQueries {
-  const float* q;           // [n, D]
+  const float* q;  // [n, D]
   int64_t n_rows;
   int64_t head_dim;
   const float* kt;          // [D, 64] from PackKeys
@@ -66,11 +66,11 @@ struct TileQueries {
 // Adds one tile to rows of attention: state and o.
 struct AttendTileArgs {
   TileQueries in;
-  const float* v;   // [n_keys, v_stride]
+  const float* v;  // [n_keys, v_stride]
   int64_t v_stride;
-  int64_t n_keys;   // keys from here on are visible to no row and their values are not read
+  int64_t n_keys;  // keys from here on are visible to no row and their values are not read
   RowStates states;
-  float* o;         // [n, PaddedDim(D)] sum of exp2(score - max) * v
+  float* o;  // [n, PaddedDim(D)] sum of exp2(score - max) * v
 };
 void AttendTile(const AttendTileArgs& args);
 
@@ -84,9 +84,9 @@ void LseTile(const LseTileArgs& args);
 // Softmax mass of one tile over rows whose log-sum-exp is known.
 struct MassTileArgs {
   TileQueries in;
-  const float* lse2;   // [n] log-sum-exp in base 2
-  float* mass_sum;     // [64] += over rows
-  float* mass_max;     // [64] maximum with rows
+  const float* lse2;  // [n] log-sum-exp in base 2
+  float* mass_sum;    // [64] += over rows
+  float* mass_max;    // [64] maximum with rows
   // Bit c of band_split[r]: key c counts for near[r], else for far[r]. Null = no band sums.
   const uint64_t* band_split;  // [n]
   float* near;                 // [n] written

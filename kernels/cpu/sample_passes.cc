@@ -1,8 +1,8 @@
 // The two passes over the sampled rows: log-sum-exp, then softmax mass per key and diagonal band.
 //
-// A work item is (kv head, kSampleChunkKeys keys): one transposed key tile serves the sampled rows of
-// all query heads of the group. Chunks lie on an absolute grid and their partial results are merged
-// in chunk order, so the number of threads does not change a bit.
+// A work item is (kv head, kSampleChunkKeys keys): one transposed key tile serves the sampled rows
+// of all query heads of the group. Chunks lie on an absolute grid and their partial results are
+// merged in chunk order, so the number of threads does not change a bit.
 
 #include <algorithm>
 #include <cmath>
@@ -15,8 +15,8 @@ namespace longhaul {
 namespace {
 
 using cpu::kAllKeys;
-using cpu::kTileKeys;
 using cpu::KeyTile;
+using cpu::kTileKeys;
 using cpu::LowBits;
 using cpu::RowBlock;
 using cpu::RowStates;
@@ -67,7 +67,7 @@ uint64_t MassKeys(const SampleMassArgs& args, int64_t position, int64_t begin) {
 // Rows of the block: sampled row r of query head g is row r * G + g.
 struct LseItem {
   int64_t kv_head;
-  int64_t begin;     // keys [begin, end)
+  int64_t begin;  // keys [begin, end)
   int64_t end;
   float* full_lse2;  // [n_rows * G] base 2, written
   float* local_lse2;
@@ -125,11 +125,11 @@ void RunLseItem(const SampleLseArgs& args, const std::vector<SampledRow>& rows, 
 
 // ---- Pass 2 ----
 
-// Rows of the block: row r of query head g is row g * n_rows + r, so that a head's rows are adjacent
-// and its column sums stay in registers.
+// Rows of the block: row r of query head g is row g * n_rows + r, so that a head's rows are
+// adjacent and its column sums stay in registers.
 struct MassItem {
   int64_t kv_head;
-  int64_t begin;         // keys [begin, end)
+  int64_t begin;  // keys [begin, end)
   int64_t end;
   int64_t first_band;    // number of the first partial band
   float* band_partials;  // [G, n_partial_bands], zeroed by the item; null = no bands
@@ -283,8 +283,7 @@ void CpuAttention::SampleLse(const SampleLseArgs& args) {
   pool_->ParallelFor(args.q.dim(1), [&](int64_t head, int) {
     for (int64_t r = 0; r < args.n_rows; ++r) {
       const int64_t stride = 2 * n_item_rows;
-      const float* full =
-          partials + head / group * n_chunks * stride + r * group + head % group;
+      const float* full = partials + head / group * n_chunks * stride + r * group + head % group;
       args.lse_full.Row<float>(head)[rows[r].index] = cpu::MergeLse2(full, n_chunks, stride) * kLn2;
       args.lse_local.Row<float>(head)[rows[r].index] =
           cpu::MergeLse2(full + n_item_rows, n_chunks, stride) * kLn2;
