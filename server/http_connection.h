@@ -1,0 +1,118 @@
+// HttpConnection: one client connection as one coroutine on its own strand: reads requests one
+// after another, answers them, notices when the client goes away. Owned by its coroutine.
+// Generation requests are in http_generate.cc, the rest in http_connection.cc.
+#pragma once
+
+#include <utility>  // before Boost 1.74's awaitable.hpp, which forgets it
+
+#include <atomic>
+#include <boost/asio/awaitable.hpp>
+#include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/core/tcp_stream.hpp>
+#include <boost/beast/http/empty_body.hpp>
+#include <boost/beast/http/parser.hpp>
+#include <boost/beast/http/string_body.hpp>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+
+#include "server/api/openai_response.h"
+#include "server/auth.h"
+#include "server/http_routes.h"
+#include "server/http_server.h"
+#include "server/http_signal.h"
+#include "server/task_queue.h"
+
+namespace longhaul {
+
+class HttpConnection;
+
+// What all connections of a server share; outlives them.
+struct HttpContext {
+  explicit HttpContext(const HttpOptions& o)
+      : options(o), keys(o.api_keys), workers(o.n_workers, o.max_pending_starts) {}
+
+  const HttpOptions options;
+  const ApiKeys keys;
+  TaskQueue workers;
+  Session* session = nullptr;
+  Metrics* metrics = nullptr;
+  int64_t created_s = 0;  // Unix time of the start
+  std::atomic<bool> draining{false};
+  std::atomic<int64_t> n_active{0};  // requests whose answer is not complete
+
+  std::mutex mutex;
+  std::unordered_map<HttpConnection*, std::weak_ptr<HttpConnection>>
+      connections;  // guarded by mutex
+};
+
+class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
+ public:
+  HttpConnection(boost::asio::ip::tcp::socket socket, HttpContext* context);
+  ~HttpConnection();
+
+  boost::asio::awaitable<void> Run();
+  // Any thread.
+  void Close();
+  boost::asio::any_io_executor executor() { return stream_.get_executor(); }
+
+ private:
+  using HeaderParser = boost::beast::http::request_parser<boost::beast::http::empty_body>;
+  using BodyParser = boost::beast::http::request_parser<boost::beast::http::string_body>;
+
+  // The request being answered.
+  struct Exchange {
+    RouteMatch match;
+    std::string request_id;
+    std::string body;
+    unsigned http_version = 11;
+    bool keep_alive = false;
+    bool head_only = false;
+    api::FrontPhases phases;
+  };
+
+  // One request and its answer. False when the connection is to be closed.
+  boost::asio::awaitable<bool> ServeOne();
+  // Reads the headers; false (after answering what can be answered) when the connection must close.
+  boost::asio::awaitable<bool> ReadHeader(HeaderParser& parser, Exchange& exchange);
+  // A refusal that needs no body, if there is one.
+  std::optional<HttpReply> CheckHeader(const HeaderParser& parser, const Exchange& exchange) const;
+  boost::asio::awaitable<bool> ReadBody(HeaderParser& header, Exchange& exchange);
+
+  boost::asio::awaitable<void> Answer(Exchange& exchange);
+  HttpReply AnswerGet(const Exchange& exchange) const;
+  boost::asio::awaitable<void> AnswerSmallPost(Exchange& exchange);
+  boost::asio::awaitable<void> WriteReply(Exchange& exchange, HttpReply reply);
+
+  // http_generate.cc
+  boost::asio::awaitable<void> AnswerGenerate(Exchange& exchange);
+  boost::asio::awaitable<void> StreamAnswer(Exchange& exchange, Generation& generation,
+                                            api::ResponseHead head);
+  boost::asio::awaitable<void> WholeAnswer(Exchange& exchange, Generation& generation,
+                                           api::ResponseHead head);
+  boost::asio::awaitable<bool> WriteStreamHeader(const Exchange& exchange);
+  boost::asio::awaitable<bool> WriteStreamData(const Exchange& exchange, const std::string& data);
+
+  // Runs `work` on a worker and waits. False, with a reply in *refusal, when the workers are busy;
+  // false without one when the client went away (then `work` may still run: it must own what it
+  // uses).
+  boost::asio::awaitable<bool> RunOnWorker(std::function<void()> work,
+                                           std::optional<HttpReply>* refusal);
+  boost::asio::awaitable<bool> WriteAll(const std::string& data);
+  // Sets gone_ and the signal when the client closes its side.
+  void WatchForDisconnect();
+  // Reads and drops what the client still sends, so that it gets to read our refusal.
+  boost::asio::awaitable<void> CloseGently();
+
+  HttpContext* const context_;
+  boost::beast::tcp_stream stream_;
+  boost::beast::flat_buffer buffer_;
+  const std::shared_ptr<Signal> signal_;
+  bool gone_ = false;         // the client closed the connection, or it broke
+  bool must_linger_ = false;  // refused before the body was read
+};
+
+}  // namespace longhaul
