@@ -106,11 +106,11 @@ struct ThreadScratch {
   RowBlock rows;
   RowBlock local_rows;
   KeyTile tile;
-  // SampleMass, per row of one kv head's block or of one query head.
-  FloatBuffer lse2;
-  FloatBuffer near;
-  FloatBuffer far;
-  std::vector<uint64_t> band_split;
+  // SampleMass.
+  FloatBuffer lse2;                  // [G * n_rows] of one kv head's block
+  FloatBuffer bands;                 // [G, bands of a chunk + 1, 16]
+  std::vector<uint64_t> band_split;  // [n_rows] see MassTileArgs
+  std::vector<int32_t> band;         // [n_rows]
   // AttendSparse: the stripe keys of one head that a row block may see.
   std::vector<int32_t> stripe_keys;
 };

@@ -81,16 +81,17 @@ struct LseTileArgs {
 };
 void LseTile(const LseTileArgs& args);
 
-// Softmax mass of one tile over rows whose log-sum-exp is known.
+// Softmax mass of one tile over rows whose log-sum-exp is known, per key and per diagonal band.
 struct MassTileArgs {
   TileQueries in;
   const float* lse2;  // [n] log-sum-exp in base 2
-  float* mass_sum;    // [64] += over rows
-  float* mass_max;    // [64] maximum with rows
-  // Bit c of band_split[r]: key c counts for near[r], else for far[r]. Null = no band sums.
+  float* mass_sum;    // [64] written: sum over rows
+  float* mass_max;    // [64] written: maximum over rows
+  // Row r crosses one band border inside the tile: the keys in band_split[r] add to
+  // bands[band[r] + 1], the others to bands[band[r]]. Null = no bands.
   const uint64_t* band_split;  // [n]
-  float* near;                 // [n] written
-  float* far;                  // [n] written
+  const int32_t* band;         // [n]
+  float* bands;                // [*, 16] added to, partial sums per SIMD lane
 };
 void MassTile(const MassTileArgs& args);
 

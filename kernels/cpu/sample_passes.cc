@@ -132,7 +132,7 @@ struct MassItem {
   int64_t begin;  // keys [begin, end)
   int64_t end;
   int64_t first_band;    // number of the first partial band
-  float* band_partials;  // [G, n_partial_bands], zeroed by the item; null = no bands
+  float* band_partials;  // [G, n_partial_bands], written; null = no bands
 };
 
 struct MassCall {
@@ -142,60 +142,88 @@ struct MassCall {
   int64_t n_partial_bands;  // bands that one chunk of keys can touch
 };
 
-// Rows [first, n_rows) of one query head add one tile to that head's mass.
-void AddMassTile(const MassCall& call, const MassItem& item, int64_t begin, int64_t first,
+// What one tile needs to know about the rows [first, n_rows) that count any of its keys; the same
+// for every query head of the group.
+struct MassTileRows {
+  int64_t begin = 0;  // first key
+  int64_t first = 0;
+  bool masked = false;
+};
+
+MassTileRows PrepareMassTile(const MassCall& call, const MassItem& item, int64_t begin,
+                             int64_t first, ThreadScratch& scratch) {
+  const SampleMassArgs& args = call.args;
+  const int64_t n_rows = static_cast<int64_t>(call.rows.size());
+  MassTileRows tile{.begin = begin, .first = first, .masked = false};
+  if (item.band_partials != nullptr) {
+    for (int64_t r = first; r < n_rows; ++r) {
+      const int64_t band = (call.rows[r].position - begin) / kBandWidth;
+      scratch.band[r] = static_cast<int32_t>(band - item.first_band);
+    }
+  }
+  // Rows ascend: when the first one sees the whole tile as remote, all do.
+  tile.masked = MassKeys(args, call.rows[first].position, begin) != kAllKeys;
+  if (!tile.masked) return tile;
+  for (int64_t r = first; r < n_rows; ++r) {
+    const uint64_t visible = MassKeys(args, call.rows[r].position, begin);
+    for (int64_t g = 0; g < call.group; ++g) scratch.rows.visible()[g * n_rows + r] = visible;
+  }
+  return tile;
+}
+
+void AddMassTile(const MassCall& call, const MassItem& item, const MassTileRows& tile,
                  int64_t head_in_group, ThreadScratch& scratch) {
   const SampleMassArgs& args = call.args;
   const int64_t n_rows = static_cast<int64_t>(call.rows.size());
-  const int64_t block_begin = head_in_group * n_rows + first;
-  const int64_t n = n_rows - first;
-  const bool with_bands = item.band_partials != nullptr;
+  const int64_t block_begin = head_in_group * n_rows + tile.first;
   RowBlock& block = scratch.rows;
-  bool masked = false;
-  for (int64_t r = 0; r < n; ++r) {
-    const int64_t position = call.rows[first + r].position;
-    block.visible()[block_begin + r] = MassKeys(args, position, begin);
-    masked |= block.visible()[block_begin + r] != kAllKeys;
-    if (with_bands) scratch.band_split[r] = LowBits((position - begin) % kBandWidth + 1);
+  alignas(64) float sum[kTileKeys];
+  alignas(64) float max[kTileKeys];
+  cpu::MassTileArgs mass{.in = {.q = block.q(block_begin),
+                                .n_rows = n_rows - tile.first,
+                                .head_dim = block.head_dim(),
+                                .kt = scratch.tile.kt(),
+                                .visible = tile.masked ? block.visible() + block_begin : nullptr},
+                         .lse2 = scratch.lse2.data() + block_begin,
+                         .mass_sum = sum,
+                         .mass_max = max,
+                         .band_split = nullptr,
+                         .band = nullptr,
+                         .bands = nullptr};
+  if (item.band_partials != nullptr) {
+    mass.band_split = scratch.band_split.data() + tile.first;
+    mass.band = scratch.band.data() + tile.first;
+    mass.bands =
+        scratch.bands.data() + head_in_group * (call.n_partial_bands + 1) * cpu::kPadFloats;
   }
-  alignas(64) float sum[kTileKeys] = {};
-  alignas(64) float max[kTileKeys] = {};
-  cpu::MassTile({.in = {.q = block.q(block_begin),
-                        .n_rows = n,
-                        .head_dim = block.head_dim(),
-                        .kt = scratch.tile.kt(),
-                        .visible = masked ? block.visible() + block_begin : nullptr},
-                 .lse2 = scratch.lse2.data() + block_begin,
-                 .mass_sum = sum,
-                 .mass_max = max,
-                 .band_split = with_bands ? scratch.band_split.data() : nullptr,
-                 .near = scratch.near.data(),
-                 .far = scratch.far.data()});
+  cpu::MassTile(mass);
   const int64_t out_row = (item.kv_head - args.kv_head_begin) * call.group + head_in_group;
-  const int64_t n_keys = std::min(kTileKeys, item.end - begin);
-  std::copy_n(sum, n_keys, args.mass_sum.Row<float>(out_row) + begin);
-  std::copy_n(max, n_keys, args.mass_max.Row<float>(out_row) + begin);
-  if (!with_bands) return;
-  static_assert(kBandWidth == kTileKeys, "a row crosses one band border in a tile");
-  float* bands = item.band_partials + head_in_group * call.n_partial_bands;
-  for (int64_t r = 0; r < n; ++r) {
-    const int64_t band = (call.rows[first + r].position - begin) / kBandWidth - item.first_band;
-    bands[band] += scratch.near.data()[r];
-    // Keys beyond the border belong to the previous band; below band 0 they are not causal.
-    if (band > 0) bands[band - 1] += scratch.far.data()[r];
+  const int64_t n_keys = std::min(kTileKeys, item.end - tile.begin);
+  std::copy_n(sum, n_keys, args.mass_sum.Row<float>(out_row) + tile.begin);
+  std::copy_n(max, n_keys, args.mass_max.Row<float>(out_row) + tile.begin);
+}
+
+// Sums the lanes of each band. Slot 0 of a head holds what lies before the chunk's first band,
+// which is nothing: no row is that close to these keys.
+void StoreBandPartials(const MassCall& call, const MassItem& item, const ThreadScratch& scratch) {
+  for (int64_t g = 0; g < call.group; ++g) {
+    const float* slots = scratch.bands.data() + g * (call.n_partial_bands + 1) * cpu::kPadFloats;
+    for (int64_t b = 0; b < call.n_partial_bands; ++b) {
+      const float* lanes = slots + (b + 1) * cpu::kPadFloats;
+      float sum = 0;
+      for (int64_t i = 0; i < cpu::kPadFloats; ++i) sum += lanes[i];
+      item.band_partials[g * call.n_partial_bands + b] = sum;
+    }
   }
 }
 
-void LoadMassRows(const MassCall& call, int64_t kv_head, ThreadScratch& scratch) {
+void LoadMassRows(const MassCall& call, const MassItem& item, ThreadScratch& scratch) {
   const SampleMassArgs& args = call.args;
   const int64_t n_rows = static_cast<int64_t>(call.rows.size());
   scratch.rows.Reset(n_rows * call.group, args.kv.head_dim, /*with_output=*/false);
   float* lse2 = scratch.lse2.Ensure(n_rows * call.group);
-  scratch.near.Ensure(n_rows);
-  scratch.far.Ensure(n_rows);
-  if (static_cast<int64_t>(scratch.band_split.size()) < n_rows) scratch.band_split.resize(n_rows);
   for (int64_t g = 0; g < call.group; ++g) {
-    const int64_t head = kv_head * call.group + g;
+    const int64_t head = item.kv_head * call.group + g;
     for (int64_t r = 0; r < n_rows; ++r) {
       const int64_t index = call.rows[r].index;
       scratch.rows.SetQuery(g * n_rows + r,
@@ -203,6 +231,17 @@ void LoadMassRows(const MassCall& call, int64_t kv_head, ThreadScratch& scratch)
                             args.scale);
       lse2[g * n_rows + r] = args.lse_full.Row<float>(head)[index] * kLog2E;
     }
+  }
+  if (item.band_partials == nullptr) return;
+  static_assert(kBandWidth == kTileKeys, "a row crosses one band border in a tile");
+  const int64_t n_slots = call.group * (call.n_partial_bands + 1) * cpu::kPadFloats;
+  std::fill_n(scratch.bands.Ensure(n_slots), n_slots, 0.0f);
+  if (static_cast<int64_t>(scratch.band.size()) < n_rows) {
+    scratch.band.resize(n_rows);
+    scratch.band_split.resize(n_rows);
+  }
+  for (int64_t r = 0; r < n_rows; ++r) {
+    scratch.band_split[r] = LowBits(call.rows[r].position % kBandWidth + 1);
   }
 }
 
@@ -216,22 +255,21 @@ void RunMassItem(const MassCall& call, const MassItem& item, ThreadScratch& scra
   bool any = false;
   for (int64_t g = 0; g < call.group; ++g) any |= !Skipped(args, item.kv_head * call.group + g);
   if (!any) return;
-  LoadMassRows(call, item.kv_head, scratch);
-  if (item.band_partials != nullptr) {
-    std::fill_n(item.band_partials, call.group * call.n_partial_bands, 0.0f);
-  }
+  LoadMassRows(call, item, scratch);
   // Nearest row that counts key j: itself, or the end of the window.
   const int64_t reach = args.scope == MassScope::kAll ? 0 : args.local.window;
   for (int64_t begin = item.begin; begin < item.end; begin += kTileKeys) {
     const int64_t n_keys = std::min(kTileKeys, item.end - begin);
     const int64_t first = FirstRowAt(call.rows, begin + reach);
+    MassTileRows tile;
     if (first < n_rows) {
       scratch.tile.LoadPage(args.kv, item.kv_head, begin, n_keys, /*with_values=*/false);
+      tile = PrepareMassTile(call, item, begin, first, scratch);
     }
     for (int64_t g = 0; g < call.group; ++g) {
       if (Skipped(args, item.kv_head * call.group + g)) continue;
       if (first < n_rows) {
-        AddMassTile(call, item, begin, first, g, scratch);
+        AddMassTile(call, item, tile, g, scratch);
         continue;
       }
       const int64_t out_row = (item.kv_head - args.kv_head_begin) * call.group + g;
@@ -239,6 +277,7 @@ void RunMassItem(const MassCall& call, const MassItem& item, ThreadScratch& scra
       std::fill_n(args.mass_max.Row<float>(out_row) + begin, n_keys, 0.0f);
     }
   }
+  if (item.band_partials != nullptr) StoreBandPartials(call, item, scratch);
 }
 
 // Adds the partial bands of one head over its chunks, in chunk order.

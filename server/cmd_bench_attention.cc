@@ -1,0 +1,367 @@
+#include "server/cmd_bench_attention.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "engine/model/sparse_attention.h"
+#include "engine/sparse_policy.h"
+#include "kernels/base/checked_math.h"
+#include "server/planted_attention.h"
+
+namespace longhaul {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Where the time of one epoch's attention went.
+struct OpSeconds {
+  double rows = 0;           // SampleLse
+  double mass = 0;           // SampleMass
+  double select = 0;         // SelectStreaming, SelectKeys, Audit
+  double attend = 0;         // AttendSparse
+  double dense = 0;          // AttendDense: all of a dense epoch, the repairs of a sparse one
+  int64_t attend_pairs = 0;  // (row, key) pairs that AttendSparse kept
+
+  double Choosing() const { return rows + mass + select; }
+  double Total() const { return Choosing() + attend + dense; }
+};
+
+// Forwards every op, and times those of attention.
+class TimedBackend : public Backend {
+ public:
+  explicit TimedBackend(Backend* backend) : backend_(backend) {}
+
+  OpSeconds TakeSeconds() { return std::exchange(seconds_, OpSeconds()); }
+
+  std::string Description() const override { return backend_->Description(); }
+  absl::StatusOr<Buffer> Allocate(int64_t n_bytes) override { return backend_->Allocate(n_bytes); }
+  absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight) override {
+    return backend_->PrepareLinear(weight);
+  }
+  void Embed(const EmbedArgs& args) override { backend_->Embed(args); }
+  void RmsNorm(const RmsNormArgs& args) override { backend_->RmsNorm(args); }
+  void Linear(const LinearArgs& args) override { backend_->Linear(args); }
+  void SwiGlu(const SwiGluArgs& args) override { backend_->SwiGlu(args); }
+  void RopeTable(const RopeTableArgs& args) override { backend_->RopeTable(args); }
+  void RopeKvWrite(const RopeKvWriteArgs& args) override { backend_->RopeKvWrite(args); }
+  void CopyPages(const CopyPagesArgs& args) override { backend_->CopyPages(args); }
+  void AttendDecode(const AttendDecodeArgs& args) override { backend_->AttendDecode(args); }
+  void Synchronize() override { backend_->Synchronize(); }
+
+  void AttendDense(const AttendDenseArgs& args) override {
+    Time(&OpSeconds::dense, [&] { backend_->AttendDense(args); });
+  }
+  void SampleLse(const SampleLseArgs& args) override {
+    Time(&OpSeconds::rows, [&] { backend_->SampleLse(args); });
+  }
+  void SelectStreaming(const SelectStreamingArgs& args) override {
+    Time(&OpSeconds::select, [&] { backend_->SelectStreaming(args); });
+  }
+  void SampleMass(const SampleMassArgs& args) override {
+    Time(&OpSeconds::mass, [&] { backend_->SampleMass(args); });
+  }
+  void SelectKeys(const SelectKeysArgs& args) override {
+    Time(&OpSeconds::select, [&] { backend_->SelectKeys(args); });
+  }
+  void AttendSparse(const AttendSparseArgs& args) override {
+    Time(&OpSeconds::attend, [&] { backend_->AttendSparse(args); });
+    for (int64_t h = 0; h < args.q.dim(1); ++h) seconds_.attend_pairs += args.plan.kept_pairs[h];
+  }
+  void Audit(const AuditArgs& args) override {
+    Time(&OpSeconds::select, [&] { backend_->Audit(args); });
+  }
+
+ private:
+  template <typename Op>
+  void Time(double OpSeconds::*where, const Op& op) {
+    const Clock::time_point start = Clock::now();
+    op();
+    backend_->Synchronize();
+    seconds_.*where += SecondsSince(start);
+  }
+
+  Backend* backend_;
+  OpSeconds seconds_;
+};
+
+// Shapes above this cost minutes: only the last epoch of the context is timed.
+constexpr int64_t kMaxWholeTokens = 32768;
+
+struct Row {
+  int64_t n_keys = 0;
+  int64_t head_dim = 0;
+  int64_t epoch_tokens = 0;
+  const char* pattern = "";
+  bool whole_prompt = false;  // else the last epoch only
+  double gemm_gflops = 0;
+  double dense_gflops = 0;
+  double dense_seconds = 0;
+  double sparse_gflops = 0;  // AttendSparse, of kept pairs
+  OpSeconds sparse = {};
+  double density = 0;
+  double recall_mean = 0;
+  double recall_min = 0;
+  int64_t n_repaired = 0;
+
+  double Speedup() const { return dense_seconds / sparse.Total(); }
+};
+
+// Best of a few runs of a square f32 matrix product on all threads.
+absl::StatusOr<double> GemmGflops(Backend& backend) {
+  constexpr int64_t kSize = 2048;
+  LH_ASSIGN_OR_RETURN(Buffer buffer, backend.Allocate(3 * kSize * kSize * int64_t{sizeof(float)}));
+  float* data = static_cast<float*>(buffer.data());
+  for (int64_t i = 0; i < 2 * kSize * kSize; ++i) data[i] = static_cast<float>(i % 17) * 0.125f;
+  const auto matrix = [&](int64_t i) {
+    return TensorView(data + i * kSize * kSize, DType::kF32, {kSize, kSize});
+  };
+  LH_ASSIGN_OR_RETURN(std::unique_ptr<LinearWeight> weight, backend.PrepareLinear(matrix(0)));
+  double best_seconds = 1e9;
+  for (int run = 0; run < 8; ++run) {
+    const Clock::time_point start = Clock::now();
+    backend.Linear({.x = matrix(1), .weight = weight.get(), .bias = {}, .y = matrix(2)});
+    backend.Synchronize();
+    best_seconds = std::min(best_seconds, SecondsSince(start));
+  }
+  return 2.0 * kSize * kSize * kSize / best_seconds * 1e-9;
+}
+
+// One (length, head_dim, epoch, pattern).
+class Case {
+ public:
+  Case(const BenchAttentionOptions& options, Backend& backend, Row row, int32_t n_streaming)
+      : options_(options), backend_(&backend), row_(row) {
+    row_.whole_prompt = row_.n_keys <= kMaxWholeTokens;
+    row_.epoch_tokens = std::min(row_.epoch_tokens, row_.n_keys);
+    planted_ = {.n_keys = row_.n_keys,
+                .n_rows = row_.whole_prompt ? row_.n_keys : row_.epoch_tokens,
+                .n_heads = options.n_heads,
+                .n_kv_heads = options.n_kv_heads,
+                .head_dim = static_cast<int32_t>(row_.head_dim),
+                .kv_dtype = options.kv_dtype,
+                .density = options.density,
+                .n_streaming = n_streaming};
+    shape_.n_heads = options.n_heads;
+    shape_.n_kv_heads = options.n_kv_heads;
+    shape_.head_dim = planted_.head_dim;
+  }
+
+  absl::StatusOr<Row> Run() {
+    LH_ASSIGN_OR_RETURN(const PlantedAttention problem,
+                        PlantedAttention::Make(planted_, *backend_));
+    Arena counter;
+    CountPrefillAttention(shape_, row_.epoch_tokens, row_.n_keys, counter);
+    LH_ASSIGN_OR_RETURN(Buffer scratch, backend_->Allocate(counter.high_water_bytes()));
+    Arena arena(std::move(scratch));
+    LH_ASSIGN_OR_RETURN(Buffer out, backend_->Allocate(row_.epoch_tokens * shape_.n_heads *
+                                                       shape_.head_dim * int64_t{sizeof(float)}));
+    // Alternating halves the effect of a machine whose speed drifts.
+    SparseOptions dense;
+    dense.mode = SparseMode::kDense;
+    SparseOptions sample;
+    sample.mode = SparseMode::kSample;
+    sample.alpha = options_.alpha;
+    OpSeconds dense_seconds, sparse_seconds;
+    SparseReport dense_report, sparse_report;
+    const int64_t first = row_.n_keys - planted_.n_rows;
+    for (int64_t begin = first; begin < row_.n_keys; begin += row_.epoch_tokens) {
+      const int64_t end = std::min(begin + row_.epoch_tokens, row_.n_keys);
+      RunEpoch(problem, dense, begin, end, arena, out, dense_seconds, dense_report);
+      RunEpoch(problem, sample, begin, end, arena, out, sparse_seconds, sparse_report);
+    }
+    const double flops_per_pair = 4.0 * static_cast<double>(row_.head_dim);
+    const auto pairs = [&](int64_t n) { return static_cast<double>(n) * flops_per_pair * 1e-9; };
+    row_.dense_seconds = dense_seconds.Total();
+    row_.dense_gflops = pairs(dense_report.causal_pairs) / row_.dense_seconds;
+    row_.sparse = sparse_seconds;
+    row_.sparse_gflops = pairs(sparse_seconds.attend_pairs) / sparse_seconds.attend;
+    row_.density = sparse_report.Density();
+    row_.recall_mean = sparse_report.RecallMean();
+    row_.recall_min = sparse_report.recall_min;
+    row_.n_repaired = sparse_report.n_repaired;
+    return row_;
+  }
+
+ private:
+  void RunEpoch(const PlantedAttention& problem, const SparseOptions& options, int64_t begin,
+                int64_t end, Arena& arena, Buffer& out, OpSeconds& seconds, SparseReport& report) {
+    // A prompt that goes on: without the exact rows at its end.
+    const EpochAttention epoch =
+        PlanEpochAttention(options, begin, end, /*prompt_tokens=*/2 * row_.n_keys);
+    std::vector<float> alpha(shape_.n_heads, options.alpha);
+    ArenaScope scope(arena);
+    TimedBackend timed(backend_);
+    RunPrefillAttention({.q = problem.Queries(begin, end),
+                         .q_begin = begin,
+                         .kv = problem.Kv(end),
+                         .epoch = &epoch,
+                         .alpha = alpha.data(),
+                         .out = TensorView(out.data(), DType::kF32,
+                                           {end - begin, shape_.n_heads, shape_.head_dim})},
+                        shape_, timed, arena, report);
+    const OpSeconds taken = timed.TakeSeconds();
+    seconds.rows += taken.rows;
+    seconds.mass += taken.mass;
+    seconds.select += taken.select;
+    seconds.attend += taken.attend;
+    seconds.dense += taken.dense;
+    seconds.attend_pairs += taken.attend_pairs;
+  }
+
+  const BenchAttentionOptions& options_;
+  Backend* backend_;
+  Row row_;
+  PlantedShape planted_;
+  ModelShape shape_;
+};
+
+double Percent(double part, double whole) { return whole > 0 ? 100 * part / whole : 0; }
+
+void PrintHeader(const BenchAttentionOptions& options, const Backend& backend) {
+  fmt::print(
+      "{}; {} query heads, {} kv heads, {} KV, planted density {:.1f} %, alpha {}\n"
+      "Above {} keys only the last epoch of the context is timed. 'streaming': 3 of 4 heads "
+      "attend\n"
+      "to sink and window only. rows+mass+select and repair are shares of the sparse time.\n\n",
+      backend.Description(), options.n_heads, options.n_kv_heads, DTypeName(options.kv_dtype),
+      100 * options.density, options.alpha, kMaxWholeTokens);
+  fmt::print(
+      "{:>7} {:>4} {:>6} {:>10} {:>7} {:>7} {:>6} {:>7} {:>7} {:>5} {:>5} {:>7} {:>6} {:>8} "
+      "{:>7} {:>7} {:>7}\n",
+      "keys", "D", "epoch", "pattern", "GEMM", "dense", "% of", "sparse", "% of", "rows", "mass",
+      "select", "repair", "speed-up", "density", "recall", "recall");
+  fmt::print(
+      "{:>7} {:>4} {:>6} {:>10} {:>7} {:>7} {:>6} {:>7} {:>7} {:>5} {:>5} {:>7} {:>6} {:>8} "
+      "{:>7} {:>7} {:>7}\n",
+      "", "", "", "", "GF/s", "GF/s", "GEMM", "GF/s", "dense", "%", "%", "%", "%", "", "%", "mean",
+      "min");
+}
+
+void PrintRow(const Row& row) {
+  const double total = row.sparse.Total();
+  fmt::print(
+      "{:>7} {:>4} {:>6} {:>10} {:>7.1f} {:>7.1f} {:>6.1f} {:>7.1f} {:>7.1f} {:>5.1f} "
+      "{:>5.1f} {:>7.1f} {:>6.1f} {:>7.2f}x {:>7.2f} {:>7.4f} {:>7.4f}\n",
+      row.n_keys, row.head_dim, row.epoch_tokens, row.pattern, row.gemm_gflops, row.dense_gflops,
+      Percent(row.dense_gflops, row.gemm_gflops), row.sparse_gflops,
+      Percent(row.sparse_gflops, row.dense_gflops), Percent(row.sparse.rows, total),
+      Percent(row.sparse.mass, total), Percent(row.sparse.select, total),
+      Percent(row.sparse.dense, total), row.Speedup(), 100 * row.density, row.recall_mean,
+      row.recall_min);
+  std::fflush(stdout);
+}
+
+nlohmann::json ToJson(const Row& row) {
+  return {{"keys", row.n_keys},
+          {"head_dim", row.head_dim},
+          {"epoch_tokens", row.epoch_tokens},
+          {"pattern", row.pattern},
+          {"timed", row.whole_prompt ? "whole prompt" : "last epoch"},
+          {"gemm_gflops", row.gemm_gflops},
+          {"dense_gflops", row.dense_gflops},
+          {"dense_share_of_gemm", row.dense_gflops / row.gemm_gflops},
+          {"dense_s", row.dense_seconds},
+          {"sparse_gflops_on_kept_work", row.sparse_gflops},
+          {"sparse_share_of_dense", row.sparse_gflops / row.dense_gflops},
+          {"sparse_s", row.sparse.Total()},
+          {"rows_s", row.sparse.rows},
+          {"mass_s", row.sparse.mass},
+          {"select_s", row.sparse.select},
+          {"attend_s", row.sparse.attend},
+          {"repair_s", row.sparse.dense},
+          {"choosing_share", row.sparse.Choosing() / row.sparse.Total()},
+          {"speedup", row.Speedup()},
+          {"density", row.density},
+          {"recall_mean", row.recall_mean},
+          {"recall_min", row.recall_min},
+          {"repaired_heads", row.n_repaired}};
+}
+
+absl::Status Validate(const BenchAttentionOptions& options) {
+  for (int64_t length : options.lengths) {
+    if (length >= 1024 && length <= (int64_t{1} << 24)) continue;
+    return absl::InvalidArgumentError(
+        fmt::format("length {} is not in [1024, 16777216] tokens", length));
+  }
+  for (int64_t dim : options.head_dims) {
+    if (dim >= 32 && dim <= 512 && dim % 2 == 0) continue;
+    return absl::InvalidArgumentError(
+        fmt::format("head_dim {} is not an even number in [32, 512]", dim));
+  }
+  for (int64_t epoch : options.epochs) {
+    if (epoch >= 256 && epoch <= 65536) continue;
+    return absl::InvalidArgumentError(fmt::format("epoch {} is not in [256, 65536] tokens", epoch));
+  }
+  const int32_t kv_heads = options.n_kv_heads;
+  if (kv_heads < 1 || options.n_heads > 256 || options.n_heads % kv_heads != 0 ||
+      options.n_heads / kv_heads > 16) {
+    return absl::InvalidArgumentError(
+        fmt::format("{} query heads over {} kv heads: at most 256 query heads, 1 to 16 of them per "
+                    "kv head",
+                    options.n_heads, kv_heads));
+  }
+  if (!(options.density > 0 && options.density < 1)) {
+    return absl::InvalidArgumentError(
+        fmt::format("density {} is not between 0 and 1", options.density));
+  }
+  if (options.kv_dtype != DType::kF32 && options.kv_dtype != DType::kBF16) {
+    return absl::InvalidArgumentError("the KV cache holds f32 or bf16");
+  }
+  SparseOptions sparse;
+  sparse.alpha = options.alpha;
+  return sparse.Validate();
+}
+
+absl::Status Run(const BenchAttentionOptions& options) {
+  LH_RETURN_IF_ERROR(Validate(options));
+  LH_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
+                      CreateBackend(options.backend, options.n_threads));
+  if (!options.json) PrintHeader(options, *backend);
+  nlohmann::json rows = nlohmann::json::array();
+  const int32_t group = options.n_heads / options.n_kv_heads;
+  for (int64_t head_dim : options.head_dims) {
+    for (int64_t length : options.lengths) {
+      for (int64_t epoch : options.epochs) {
+        for (const auto& [pattern, n_streaming] :
+             {std::pair{"stripes", 0}, std::pair{"streaming", group * 3 / 4}}) {
+          Row row{
+              .n_keys = length, .head_dim = head_dim, .epoch_tokens = epoch, .pattern = pattern};
+          LH_ASSIGN_OR_RETURN(row.gemm_gflops, GemmGflops(*backend));
+          LH_ASSIGN_OR_RETURN(row, Case(options, *backend, row, n_streaming).Run());
+          if (!options.json) PrintRow(row);
+          rows.push_back(ToJson(row));
+        }
+      }
+    }
+  }
+  if (options.json) {
+    const nlohmann::json report = {{"backend", backend->Description()},
+                                   {"n_heads", options.n_heads},
+                                   {"n_kv_heads", options.n_kv_heads},
+                                   {"kv_dtype", std::string(DTypeName(options.kv_dtype))},
+                                   {"alpha", options.alpha},
+                                   {"rows", rows}};
+    fmt::print("{}\n", report.dump());
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int RunBenchAttention(const BenchAttentionOptions& options) {
+  const absl::Status status = Run(options);
+  if (status.ok()) return 0;
+  fmt::print(stderr, "longhaul bench attention: {}\n", std::string(status.message()));
+  return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
+}
+
+}  // namespace longhaul
