@@ -1,0 +1,163 @@
+// config.json of the supported families, in its old and new forms, and everything that is refused.
+#include "engine/model/model_config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <numbers>
+
+namespace longhaul {
+namespace {
+
+using ::testing::HasSubstr;
+using Json = nlohmann::json;
+
+Json Base() {
+  return Json::parse(R"({"architectures":["LlamaForCausalLM"],"hidden_size":64,
+    "intermediate_size":96,"num_hidden_layers":3,"num_attention_heads":8,"num_key_value_heads":2,
+    "vocab_size":100,"max_position_embeddings":4096,"rms_norm_eps":1e-5,"rope_theta":10000.0,
+    "hidden_act":"silu"})");
+}
+
+absl::StatusOr<ModelConfig> Parse(const Json& json) {
+  return ParseModelConfig(json.dump(), "config.json");
+}
+absl::StatusOr<ModelConfig> With(const char* key, const Json& value) {
+  Json json = Base();
+  json[key] = value;
+  return Parse(json);
+}
+std::string ErrorWith(const char* key, const Json& value,
+                      absl::StatusCode code = absl::StatusCode::kInvalidArgument) {
+  const auto config = With(key, value);
+  EXPECT_EQ(config.status().code(), code) << key << " " << value << " " << config.status();
+  EXPECT_THAT(std::string(config.status().message()), HasSubstr("config.json"));
+  return std::string(config.status().message());
+}
+
+TEST(ModelConfigTest, ReadsLlama) {
+  const auto config = Parse(Base());
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->shape.n_layers, 3);
+  EXPECT_EQ(config->shape.n_heads, 8);
+  EXPECT_EQ(config->shape.n_kv_heads, 2);
+  EXPECT_EQ(config->shape.head_dim, 8);  // hidden_size / heads
+  EXPECT_EQ(config->shape.max_positions, 4096);
+  EXPECT_EQ(config->intermediate_size, 96);
+  EXPECT_FLOAT_EQ(config->rms_norm_eps, 1e-5f);
+  EXPECT_FALSE(config->tie_word_embeddings || config->qkv_bias || config->o_bias);
+  EXPECT_EQ(config->rope.kind, RopeKind::kDefault);
+  EXPECT_EQ(With("head_dim", 32)->shape.head_dim, 32);
+  EXPECT_EQ(With("head_dim", nullptr)->shape.head_dim, 8);
+  EXPECT_EQ(With("num_key_value_heads", nullptr)->shape.n_kv_heads, 8);
+  EXPECT_TRUE(With("attention_bias", true)->o_bias);
+  EXPECT_TRUE(With("tie_word_embeddings", true)->tie_word_embeddings);
+}
+
+TEST(ModelConfigTest, KnowsTheFamilies) {
+  const auto qwen2 = With("architectures", {"Qwen2ForCausalLM"});
+  ASSERT_TRUE(qwen2.ok());
+  EXPECT_TRUE(qwen2->qkv_bias);
+  EXPECT_FALSE(qwen2->o_bias);
+  Json mistral = Base();
+  mistral["architectures"] = {"MistralForCausalLM"};
+  EXPECT_TRUE(Parse(mistral).ok());
+  mistral["sliding_window"] = 4096;  // as long as the context: no limit
+  EXPECT_TRUE(Parse(mistral).ok());
+  mistral["sliding_window"] = 1024;
+  EXPECT_EQ(Parse(mistral).status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(ErrorWith("architectures", {"GPT2LMHeadModel"}, absl::StatusCode::kUnimplemented),
+              HasSubstr("GPT2LMHeadModel"));
+  ErrorWith("architectures", Json::array());
+  ErrorWith("architectures", "LlamaForCausalLM");
+}
+
+TEST(ModelConfigTest, RopeFrequencies) {
+  const auto expect = [](const absl::StatusOr<ModelConfig>& config, int i, double value) {
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_NEAR(config->InverseFrequencies()[i] / value, 1.0, 1e-12);
+  };
+  // head_dim 8: theta^(-i / 4).
+  expect(Parse(Base()), 0, 1.0);
+  expect(Parse(Base()), 2, 0.01);
+  expect(With("rope_scaling", {{"type", "linear"}, {"factor", 4.0}}), 2, 0.0025);
+  expect(With("rope_scaling", {{"rope_type", "linear"}, {"factor", 4.0}}), 2, 0.0025);
+  expect(With("rope_scaling", nullptr), 2, 0.01);
+  expect(With("rope_parameters", {{"rope_type", "linear"}, {"factor", 2}, {"rope_theta", 1e8}}), 2,
+         0.5e-4);
+  expect(With("rope_parameters", {{"rope_theta", 1e8}}), 2, 1e-4);
+
+  const auto llama3 = With("rope_scaling", {{"rope_type", "llama3"},
+                                            {"factor", 8.0},
+                                            {"low_freq_factor", 1.0},
+                                            {"high_freq_factor", 4.0},
+                                            {"original_max_position_embeddings", 128}});
+  expect(llama3, 0, 1.0);                                   // turns 20 times in 128 tokens: kept
+  expect(llama3, 2, 0.01 / 8);                              // turns 0.2 times: scaled
+  const double turns = 128 * 0.1 / (2 * std::numbers::pi);  // 2.04: between
+  const double keep = (turns - 1) / 3;
+  expect(llama3, 1, keep * 0.1 + (1 - keep) * 0.1 / 8);
+}
+
+TEST(ModelConfigTest, RefusesBadRope) {
+  EXPECT_THAT(ErrorWith("rope_scaling", {{"rope_type", "yarn"}, {"factor", 4}},
+                        absl::StatusCode::kUnimplemented),
+              HasSubstr("yarn"));
+  EXPECT_THAT(ErrorWith("rope_parameters", {{"rope_type", "dynamic"}, {"factor", 4}},
+                        absl::StatusCode::kUnimplemented),
+              HasSubstr("dynamic"));
+  EXPECT_THAT(ErrorWith("rope_scaling", {{"rope_type", "linear"}}), HasSubstr("factor"));
+  ErrorWith("rope_scaling", {{"rope_type", "linear"}, {"factor", 0}});
+  ErrorWith("rope_scaling", {{"rope_type", "linear"}, {"factor", "4"}});
+  ErrorWith("rope_scaling", 4);
+  ErrorWith("rope_scaling", Json::object(), absl::StatusCode::kUnimplemented);
+  ErrorWith("rope_theta", -1);
+  ErrorWith("rope_theta", 0);
+  ErrorWith("rope_scaling", {{"rope_type", "llama3"},
+                             {"factor", 8.0},
+                             {"low_freq_factor", 4.0},
+                             {"high_freq_factor", 4.0}});
+}
+
+TEST(ModelConfigTest, RefusesNumbersOutOfRange) {
+  for (const char* key : {"hidden_size", "intermediate_size", "num_hidden_layers",
+                          "num_attention_heads", "vocab_size", "max_position_embeddings"}) {
+    SCOPED_TRACE(key);
+    for (const Json& bad : {Json(0), Json(-1), Json(int64_t{1} << 40), Json(UINT64_MAX), Json(1.5),
+                            Json("8"), Json(true), Json::array({8}), Json(1e300)}) {
+      EXPECT_THAT(ErrorWith(key, bad), HasSubstr(key));
+    }
+    Json json = Base();
+    json.erase(key);
+    EXPECT_THAT(std::string(Parse(json).status().message()), HasSubstr(key));
+  }
+  EXPECT_THAT(ErrorWith("num_key_value_heads", 3), HasSubstr("multiple"));
+  EXPECT_THAT(ErrorWith("head_dim", 7), HasSubstr("even"));
+  ErrorWith("rms_norm_eps", 0);
+  ErrorWith("rms_norm_eps", "1e-5");
+  ErrorWith("tie_word_embeddings", "yes");
+}
+
+TEST(ModelConfigTest, RefusesWhatItCannotRun) {
+  constexpr auto kUnimplemented = absl::StatusCode::kUnimplemented;
+  EXPECT_THAT(ErrorWith("hidden_act", "gelu", kUnimplemented), HasSubstr("gelu"));
+  EXPECT_THAT(ErrorWith("quantization_config", {{"quant_method", "gptq"}}, kUnimplemented),
+              HasSubstr("gptq"));
+  EXPECT_THAT(ErrorWith("mlp_bias", true, kUnimplemented), HasSubstr("mlp_bias"));
+  EXPECT_THAT(ErrorWith("partial_rotary_factor", 0.5, kUnimplemented), HasSubstr("partial"));
+}
+
+TEST(ModelConfigTest, RefusesBadJson) {
+  for (const std::string& text : {std::string(), std::string("{"), std::string("[]"),
+                                  std::string("null"), std::string("{\"architectures\":[1]}"),
+                                  std::string("{\"a\":\"\xff\"}"), std::string(1'000'000, '[')}) {
+    EXPECT_EQ(ParseModelConfig(text, "config.json").status().code(),
+              absl::StatusCode::kInvalidArgument);
+  }
+  EXPECT_EQ(LoadModelConfig("/nonexistent").status().code(), absl::StatusCode::kNotFound);
+}
+
+}  // namespace
+}  // namespace longhaul

@@ -1,0 +1,120 @@
+// Loading weights: what a checkpoint must hold, and the errors that name what it does not.
+#include "engine/model/weights.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/engine/tiny_model.h"
+
+namespace longhaul {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using testing::TempDir;
+using testing::TinyTensor;
+
+constexpr char kUp[] = "model.layers.1.mlp.up_proj.weight";
+
+class WeightsTest : public ::testing::Test {
+ protected:
+  absl::StatusOr<ModelWeights> Load(const std::map<std::string, TinyTensor>& tensors,
+                                    std::string config_text = testing::kTinyConfig) {
+    testing::WriteTinyModel(dir_, tensors, config_text);
+    LH_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(dir_.path()));
+    LH_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(dir_.path()));
+    return LoadWeights(checkpoint, config, *backend_);
+  }
+  std::string ErrorOf(const std::map<std::string, TinyTensor>& tensors,
+                      const std::string& config_text = testing::kTinyConfig) {
+    const auto weights = Load(tensors, config_text);
+    EXPECT_EQ(weights.status().code(), absl::StatusCode::kInvalidArgument);
+    return std::string(weights.status().message());
+  }
+  static std::string TiedConfig() {
+    std::string config = testing::kTinyConfig;
+    config.replace(config.rfind("false"), 5, "true");
+    return config;
+  }
+
+  TempDir dir_;
+  std::unique_ptr<Backend> backend_ = CreateRefBackend();
+  std::map<std::string, TinyTensor> tensors_ = testing::TinyTensors();
+};
+
+TEST_F(WeightsTest, FusesProjections) {
+  const auto weights = Load(tensors_);
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  ASSERT_EQ(weights->layers.size(), 2u);
+  const LayerWeights& layer = weights->layers[1];
+  EXPECT_EQ(layer.qkv->n_out, 64 + 32 + 32);
+  EXPECT_EQ(layer.qkv->n_in, 32);
+  EXPECT_EQ(layer.gate_up->n_out, 48);
+  EXPECT_EQ(layer.down->n_in, 24);
+  EXPECT_TRUE(layer.qkv_bias.empty());
+  EXPECT_EQ(weights->embedding.dim(0), 64);
+  EXPECT_EQ(weights->embedding.Row<float>(3)[1],
+            tensors_["model.embed_tokens.weight"].values[3 * 32 + 1]);
+  EXPECT_EQ(layer.input_norm.As<float>()[31],
+            tensors_["model.layers.1.input_layernorm.weight"].values[31]);
+  EXPECT_GT(weights->n_bytes, 0);
+}
+
+TEST_F(WeightsTest, NamesWhatIsMissing) {
+  for (const char* name : {kUp, "model.norm.weight", "lm_head.weight", "model.embed_tokens.weight",
+                           "model.layers.0.self_attn.k_proj.weight"}) {
+    auto tensors = tensors_;
+    tensors.erase(name);
+    EXPECT_THAT(ErrorOf(tensors), HasSubstr(std::string("no tensor '") + name));
+  }
+}
+
+TEST_F(WeightsTest, NamesExpectedAndFoundShape) {
+  tensors_[kUp] = {.shape = {32, 24}, .values = tensors_[kUp].values};
+  EXPECT_THAT(ErrorOf(tensors_),
+              AllOf(HasSubstr(kUp), HasSubstr("[32, 24]"), HasSubstr("[24, 32]")));
+  tensors_[kUp] = {.shape = {24 * 32}, .values = tensors_[kUp].values};
+  EXPECT_THAT(ErrorOf(tensors_), HasSubstr("[768]"));
+}
+
+TEST_F(WeightsTest, RefusesTensorsItDoesNotKnow) {
+  tensors_["model.layers.2.mlp.up_proj.weight"] = tensors_[kUp];
+  EXPECT_THAT(ErrorOf(tensors_), HasSubstr("model.layers.2.mlp.up_proj.weight"));
+  tensors_.erase("model.layers.2.mlp.up_proj.weight");
+  tensors_["model.layers.0.self_attn.q_proj.bias"] = {.shape = {64},
+                                                      .values = std::vector<float>(64)};
+  EXPECT_THAT(ErrorOf(tensors_), HasSubstr("q_proj.bias"));
+}
+
+TEST_F(WeightsTest, IgnoresWhatOldExportsCarry) {
+  tensors_["model.layers.0.self_attn.rotary_emb.inv_freq"] = {.shape = {8},
+                                                              .values = std::vector<float>(8)};
+  EXPECT_TRUE(Load(tensors_).ok());
+  // Tied: an lm_head may be there and is not used; it may also be absent.
+  const auto with_head = Load(tensors_, TiedConfig());
+  ASSERT_TRUE(with_head.ok()) << with_head.status();
+  tensors_.erase("lm_head.weight");
+  const auto without_head = Load(tensors_, TiedConfig());
+  ASSERT_TRUE(without_head.ok()) << without_head.status();
+  EXPECT_EQ(with_head->n_parameters, without_head->n_parameters);
+}
+
+TEST_F(WeightsTest, RefusesIntegerWeights) {
+  std::string file = testing::SafetensorsBytes(tensors_);
+  const auto replace_dtype = [&](const std::string& name, const std::string& from,
+                                 const std::string& to) {
+    const size_t at = file.find(from, file.find(name));
+    file.replace(at, from.size(), to);
+  };
+  replace_dtype(kUp, "F32", "I32");
+  testing::WriteTinyModel(dir_, tensors_);
+  dir_.Write("model.safetensors", file);
+  auto checkpoint = Checkpoint::Open(dir_.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const auto config = LoadModelConfig(dir_.path());
+  EXPECT_THAT(std::string(LoadWeights(*checkpoint, *config, *backend_).status().message()),
+              AllOf(HasSubstr(kUp), HasSubstr("I32")));
+}
+
+}  // namespace
+}  // namespace longhaul

@@ -1,0 +1,351 @@
+// Steps of the real executor on a tiny model: what must not change a bit, what sparse prefill
+// reports, and what is refused while loading.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "kernels/select_keys.h"
+#include "tests/engine/tiny_model.h"
+
+namespace longhaul {
+namespace {
+
+using testing::DecodeOne;
+using testing::DrivenSequence;
+using ::testing::HasSubstr;
+using testing::MakeSequence;
+using testing::Prefill;
+using testing::RandomTokens;
+using testing::RunSlice;
+using testing::SliceOf;
+
+constexpr int64_t kEpoch = 256;
+constexpr int32_t kLayers = 2;
+constexpr int64_t kHeadCells = 4;  // heads of one layer
+
+SparseOptions Sample(float alpha) {
+  return {.mode = SparseMode::kSample,
+          .alpha = alpha,
+          .sink = 16,
+          .window = 64,
+          .sampled_rows = 24,
+          .tail_rows = 8,
+          .audit_rows = 8,
+          .dense_tail_tokens = 32};
+}
+
+class RunnerTest : public ::testing::TestWithParam<const char*> {
+ protected:
+  RunnerTest() { testing::WriteTinyModel(dir_); }
+
+  static EngineConfig Config(int64_t kv_cache_bytes = 4 << 20) {
+    EngineConfig config;
+    config.kv_cache_bytes = kv_cache_bytes;
+    config.epoch_tokens = kEpoch;
+    return config;
+  }
+  std::unique_ptr<Executor> Load(EngineConfig config = Config()) {
+    auto runner = LoadRunner(dir_.path(), testing::MakeBackend(GetParam()), config, nullptr);
+    EXPECT_TRUE(runner.ok()) << runner.status();
+    return std::move(*runner);
+  }
+  std::vector<float> PrefillOnce(const std::vector<int32_t>& prompt, const SparseOptions& sparse,
+                                 SparseReport* report = nullptr) {
+    const auto executor = Load();
+    DrivenSequence s = MakeSequence(prompt, 0);
+    s.sparse = sparse;
+    auto logits = Prefill(*executor, s, kEpoch);
+    if (report != nullptr) *report = s.report;
+    return logits;
+  }
+
+  testing::TempDir dir_;
+  const std::vector<int32_t> prompt_ = RandomTokens(1000, 64, 3);
+};
+
+float MaxError(const std::vector<float>& a, const std::vector<float>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  float error = 0;
+  for (size_t i = 0; i < a.size(); ++i) error = std::max(error, std::abs(a[i] - b[i]));
+  return error;
+}
+
+TEST_P(RunnerTest, OrderOfSlicesDoesNotChangeABit) {
+  for (const SparseOptions& sparse : {SparseOptions{.mode = SparseMode::kDense}, Sample(0.6f)}) {
+    const auto executor = Load();
+    DrivenSequence whole = MakeSequence(prompt_, 0);
+    DrivenSequence by_layer = MakeSequence(prompt_, 40, -1);
+    DrivenSequence layer_major = MakeSequence(prompt_, 60);
+    for (DrivenSequence* s : {&whole, &by_layer, &layer_major}) s->sparse = sparse;
+
+    const auto expected = Prefill(*executor, whole, kEpoch);
+    EXPECT_EQ(Prefill(*executor, by_layer, kEpoch, 1), expected);
+
+    // All epochs of a layer before the next layer; each epoch's state waits in a slot of its own.
+    std::vector<float> logits;
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+      for (int64_t begin = 0; begin < 1000; begin += kEpoch) {
+        layer_major.hidden_slot = static_cast<int32_t>(begin / kEpoch);
+        logits = RunSlice(
+            *executor, layer_major,
+            SliceOf(layer_major, begin, std::min<int64_t>(begin + kEpoch, 1000), layer, layer + 1));
+      }
+    }
+    EXPECT_EQ(logits, expected);
+    EXPECT_EQ(layer_major.state.alpha, whole.state.alpha);
+    EXPECT_EQ(layer_major.report.kept_pairs, whole.report.kept_pairs);
+    EXPECT_EQ(layer_major.report.n_recalls, whole.report.n_recalls);
+  }
+}
+
+TEST_P(RunnerTest, APauseWhileOthersRunDoesNotChangeABit) {
+  const auto executor = Load();
+  DrivenSequence alone = MakeSequence(prompt_, 0);
+  alone.sparse = Sample(0.6f);
+  const auto expected = Prefill(*executor, alone, kEpoch);
+
+  DrivenSequence paused = MakeSequence(prompt_, 16);
+  paused.sparse = Sample(0.6f);
+  DrivenSequence other = MakeSequence(RandomTokens(300, 64, 5), 32, 1, 400);
+  other.hidden_slot = 1;
+  std::vector<float> logits;
+  for (int64_t begin = 0; begin < 1000; begin += kEpoch) {
+    const int64_t end = std::min<int64_t>(begin + kEpoch, 1000);
+    RunSlice(*executor, paused, SliceOf(paused, begin, end, 0, 1));
+    if (begin == 0) {
+      Prefill(*executor, other, kEpoch);
+    } else {
+      DecodeOne(*executor, other, 7);
+    }
+    logits = RunSlice(*executor, paused, SliceOf(paused, begin, end, 1, 2));
+  }
+  EXPECT_EQ(logits, expected);
+}
+
+TEST_P(RunnerTest, ACachedPrefixGivesTheBitsOfAColdPrompt) {
+  for (const SparseOptions& sparse : {SparseOptions{.mode = SparseMode::kDense}, Sample(0.6f)}) {
+    const auto executor = Load();
+    // The first prompt shares 512 tokens with the second, and nothing behind them.
+    std::vector<int32_t> first_prompt = RandomTokens(900, 64, 11);
+    std::copy_n(prompt_.begin(), 512, first_prompt.begin());
+    DrivenSequence first = MakeSequence(first_prompt, 0);
+    first.sparse = sparse;
+    SparseState at_border;
+    for (int64_t begin = 0; begin < 512; begin += kEpoch) {
+      RunSlice(*executor, first, SliceOf(first, begin, begin + kEpoch, 0, kLayers));
+      at_border = first.state;
+    }
+    Prefill(*executor, first, kEpoch, 0, 512);
+
+    DrivenSequence cold = MakeSequence(prompt_, 20);
+    cold.sparse = sparse;
+    const auto expected = Prefill(*executor, cold, kEpoch);
+    DrivenSequence cached = MakeSequence(prompt_, 40);
+    cached.sparse = sparse;
+    cached.state = at_border;
+    std::copy_n(first.pages.begin(), 512 / 64, cached.pages.begin());
+    EXPECT_EQ(Prefill(*executor, cached, kEpoch, 0, 512), expected);
+    EXPECT_EQ(cached.state.alpha, cold.state.alpha);
+  }
+}
+
+TEST_P(RunnerTest, EveryModeWithNothingLeftOutEqualsDense) {
+  SparseReport report;
+  const auto dense = PrefillOnce(prompt_, {.mode = SparseMode::kDense}, &report);
+  EXPECT_EQ(report.Density(), 1.0);
+  EXPECT_EQ(report.causal_pairs, kHeadCells * kLayers * CausalPairs({0, 1000}));
+  EXPECT_EQ(report.n_recalls, 0);
+  // alpha = 1 takes the dense path: equal bits.
+  EXPECT_EQ(PrefillOnce(prompt_, Sample(1.0f)), dense);
+  // A window that holds everything, and auto below its crossover.
+  EXPECT_EQ(PrefillOnce(prompt_, {.mode = SparseMode::kStreaming, .window = 1024}), dense);
+  EXPECT_EQ(PrefillOnce(prompt_, {.mode = SparseMode::kAuto, .alpha = 0.5f}), dense);
+  // A floor that no head reaches: everything is repaired, in the sparse path.
+  SparseOptions all_repaired = Sample(0.3f);
+  all_repaired.recall_floor = 1.0f;
+  EXPECT_LT(MaxError(PrefillOnce(prompt_, all_repaired, &report), dense), 1e-4f);
+  EXPECT_GT(report.n_repaired, 0);
+  EXPECT_EQ(report.recall_min, 1.0f);
+  EXPECT_EQ(report.Density(), 1.0);
+}
+
+TEST_P(RunnerTest, SparseModesReportWhatTheyKept) {
+  SparseReport dense_report, report;
+  const auto dense = PrefillOnce(prompt_, {.mode = SparseMode::kDense}, &dense_report);
+  for (SparseMode mode : {SparseMode::kSample, SparseMode::kPaper, SparseMode::kStreaming}) {
+    SCOPED_TRACE(SparseModeName(mode));
+    SparseOptions sparse = Sample(0.8f);
+    sparse.mode = mode;
+    sparse.recall_floor = 0.0f;
+    const auto logits = PrefillOnce(prompt_, sparse, &report);
+    EXPECT_EQ(report.causal_pairs, dense_report.causal_pairs);
+    EXPECT_LT(report.kept_pairs, report.causal_pairs);
+    EXPECT_GT(report.n_recalls, 0);
+    EXPECT_GT(report.n_head_epochs, 0);
+    EXPECT_EQ(report.n_repaired, 0);
+    EXPECT_GT(MaxError(logits, dense), 0.0f);
+    EXPECT_LE(report.recall_min, report.RecallMean());
+    EXPECT_LE(report.RecallPercentile(1), report.RecallPercentile(50));
+    // Attention of random weights has no structure to find: more than the local keys, not alpha.
+    EXPECT_GT(report.RecallMean(), mode == SparseMode::kStreaming ? 0.2 : 0.4);
+  }
+}
+
+TEST_P(RunnerTest, StreamingKeepsExactlyTheLocalPairs) {
+  SparseReport report;
+  SparseOptions sparse = Sample(0.8f);
+  sparse.mode = SparseMode::kStreaming;
+  PrefillOnce(prompt_, sparse, &report);
+  const LocalPattern local{.sink = sparse.sink, .window = sparse.window};
+  // Rows [0, 968) stream; the 32 last ones are exact.
+  const int64_t kept = LocalPairs({0, 968}, local) + CausalPairs({968, 1000});
+  EXPECT_EQ(report.kept_pairs, kHeadCells * kLayers * kept);
+  EXPECT_EQ(report.n_streaming, report.n_head_epochs);
+  EXPECT_EQ(report.n_head_epochs, kHeadCells * kLayers * 4);
+}
+
+TEST_P(RunnerTest, ARepairRaisesAlphaForTheNextEpochs) {
+  const auto executor = Load();
+  DrivenSequence s = MakeSequence(prompt_, 0);
+  s.sparse = Sample(0.4f);
+  s.sparse.recall_floor = 0.9f;
+  Prefill(*executor, s, kEpoch);
+  ASSERT_GT(s.report.n_repaired, 0);
+  ASSERT_EQ(s.state.alpha.size(), 8u);
+  int64_t n_raised = 0;
+  for (float alpha : s.state.alpha) {
+    EXPECT_GE(alpha, 0.4f);
+    n_raised += alpha > 0.4f;
+  }
+  EXPECT_GT(n_raised, 0);
+}
+
+TEST_P(RunnerTest, PromptEndsAndTinyEpochs) {
+  // Lengths around the epoch grid and the dense tail: one-row epochs, epochs within the tail.
+  for (int64_t n : {1, 31, 33, 255, 256, 257, 288, 289, 512, 513}) {
+    std::vector<int32_t> prompt(prompt_.begin(), prompt_.begin() + n);
+    SparseReport report;
+    const auto logits = PrefillOnce(prompt, Sample(0.9f), &report);
+    EXPECT_EQ(logits.size(), 64u);
+    for (float logit : logits) EXPECT_TRUE(std::isfinite(logit)) << n;
+    // 112 = sink + window + dense tail: below, nothing is sparse. 63: one epoch too small to
+    // sample.
+    EXPECT_EQ(report.n_head_epochs > 0, n > 112) << n;
+    EXPECT_LE(report.kept_pairs, report.causal_pairs) << n;
+    EXPECT_EQ(report.causal_pairs, kHeadCells * kLayers * CausalPairs({0, n})) << n;
+  }
+}
+
+TEST_P(RunnerTest, MixedStepOfDecodeRowsAndSlices) {
+  const auto executor = Load();
+  DrivenSequence a = MakeSequence(RandomTokens(70, 64, 1), 0, 1, 100);
+  DrivenSequence b = MakeSequence(RandomTokens(130, 64, 2), 10, 1, 200);
+  DrivenSequence c = MakeSequence(RandomTokens(90, 64, 4), 20);
+  Prefill(*executor, a, kEpoch);
+  Prefill(*executor, b, kEpoch);
+  DrivenSequence a_alone = a;
+  const auto expected_a = DecodeOne(*executor, a_alone, 3);
+  const auto expected_c = Prefill(*executor, c, kEpoch);
+
+  // Copy on write: b decodes in a copy of its last page; a and a prefill share the step.
+  const int32_t old_page = b.pages[2];
+  DrivenSequence b_alone = b;
+  const auto expected_b = DecodeOne(*executor, b_alone, 5);
+  StepPlan plan;
+  plan.copies.push_back({.src = old_page, .dst = 50});
+  b.pages[2] = 50;
+  plan.decode.push_back({.token = 3, .position = 70, .pages = a.pages});
+  plan.decode.push_back({.token = 5, .position = 130, .pages = std::span(b.pages).first(3)});
+  DrivenSequence c2 = MakeSequence(c.tokens, 30);
+  c2.hidden_slot = 2;
+  plan.prefill.push_back(SliceOf(c2, 0, 90, 0, kLayers));
+  const auto result = executor->Execute(plan);
+  ASSERT_TRUE(result.ok());
+  const auto vec = [](std::span<const float> s) { return std::vector<float>(s.begin(), s.end()); };
+  EXPECT_LT(MaxError(vec(result->decode_logits[0]), expected_a), 1e-4f);
+  EXPECT_LT(MaxError(vec(result->decode_logits[1]), expected_b), 1e-4f);
+  EXPECT_EQ(vec(result->slices[0].logits), expected_c);
+}
+
+TEST_P(RunnerTest, RefusesAStepLargerThanItWasMadeFor) {
+  EngineConfig config = Config();
+  config.max_num_seqs = 1;
+  const auto executor = Load(config);
+  DrivenSequence s = MakeSequence(RandomTokens(10, 64, 1), 0);
+  StepPlan plan;
+  plan.decode.resize(2, {.token = 1, .position = 3, .pages = s.pages});
+  EXPECT_EQ(executor->Execute(plan).status().code(), absl::StatusCode::kInternal);
+}
+
+TEST_P(RunnerTest, CompletesTheConfig) {
+  EngineConfig config = Config(1 << 20);
+  MemoryPlan plan;
+  const auto runner = LoadRunner(dir_.path(), testing::MakeBackend(GetParam()), config, &plan);
+  ASSERT_TRUE(runner.ok()) << runner.status();
+  EXPECT_EQ(config.max_model_len, 8192);
+  EXPECT_NE(config.model_digest, 0u);
+  // 2 layers, 2 kv heads, K and V of 64 tokens of 16 floats.
+  EXPECT_EQ((*runner)->n_pages(), (1 << 20) / (2 * 2 * 2 * 64 * 16 * 4));
+  EXPECT_EQ(plan.kv_pool_bytes, 1 << 20);
+  EXPECT_GT(plan.weight_bytes, 0);
+  EXPECT_GT(plan.workspace_bytes, 0);
+  EXPECT_EQ(plan.hidden_bytes, 4 * kEpoch * 32 * 4);
+  EXPECT_EQ((*runner)->shape().n_parameters,
+            2 * 64 * 32 + 32 + 2 * (2 * 32 + 2 * 64 * 32 + 2 * 32 * 32 + 3 * 24 * 32));
+
+  // The workspace grows with the length, not with its square.
+  EngineConfig half = Config(1 << 20);
+  half.max_model_len = 4096;
+  MemoryPlan half_plan;
+  ASSERT_TRUE(LoadRunner(dir_.path(), testing::MakeBackend(GetParam()), half, &half_plan).ok());
+  EXPECT_LT(half_plan.workspace_bytes, plan.workspace_bytes);
+  EXPECT_LE(plan.workspace_bytes, 2 * half_plan.workspace_bytes);
+}
+
+TEST_P(RunnerTest, TheDigestTellsModelsApart) {
+  const auto digest = [&](const testing::TempDir& dir) {
+    EngineConfig config = Config(1 << 20);
+    EXPECT_TRUE(LoadRunner(dir.path(), testing::MakeBackend(GetParam()), config, nullptr).ok());
+    return config.model_digest;
+  };
+  testing::TempDir same, other_weights, other_config;
+  testing::WriteTinyModel(same);
+  auto tensors = testing::TinyTensors();
+  tensors["model.layers.1.mlp.up_proj.weight"].values[5] += 1e-3f;
+  testing::WriteTinyModel(other_weights, tensors);
+  std::string config = testing::kTinyConfig;
+  config.replace(config.find("10000.0"), 7, "20000.0");
+  testing::WriteTinyModel(other_config, testing::TinyTensors(), config);
+  EXPECT_EQ(digest(same), digest(dir_));
+  EXPECT_NE(digest(other_weights), digest(dir_));
+  EXPECT_NE(digest(other_config), digest(dir_));
+}
+
+TEST_P(RunnerTest, RefusesWhatCannotWork) {
+  const auto status = [&](EngineConfig config) {
+    return LoadRunner(dir_.path(), testing::MakeBackend(GetParam()), config, nullptr).status();
+  };
+  EngineConfig longer = Config();
+  longer.max_model_len = 8193;
+  const auto too_long = status(longer);
+  EXPECT_EQ(too_long.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(too_long.message()), HasSubstr("8192"));
+  const auto too_large = status(Config(int64_t{1} << 60));
+  EXPECT_EQ(too_large.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(too_large.message()), HasSubstr("GiB of this machine"));
+  const auto too_small = status(Config(100));
+  EXPECT_EQ(too_small.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(too_small.message()), HasSubstr("one page"));
+
+  EngineConfig config;
+  const auto nowhere =
+      LoadRunner("/nonexistent", testing::MakeBackend(GetParam()), config, nullptr);
+  EXPECT_EQ(nowhere.status().code(), absl::StatusCode::kNotFound);
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, RunnerTest, ::testing::Values("ref", "cpu"),
+                         [](const auto& info) { return std::string(info.param); });
+
+}  // namespace
+}  // namespace longhaul
