@@ -12,7 +12,7 @@
 namespace longhaul {
 
 struct ChatMessage {
-  std::string role;     // system, user, assistant; others are InvalidArgument
+  std::string role;  // system, user, assistant; others are InvalidArgument
   std::string content;
 };
 

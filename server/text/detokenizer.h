@@ -14,7 +14,8 @@ class StreamDetokenizer {
   explicit StreamDetokenizer(const Tokenizer* tokenizer) : tokenizer_(tokenizer) {}
 
   // Text that became final with this token, possibly empty. Bytes that can never become valid UTF-8
-  // come out as U+FFFD, one per maximal invalid sequence (Unicode, substitution of maximal subparts).
+  // come out as U+FFFD, one per maximal invalid sequence (Unicode, substitution of maximal
+  // subparts).
   std::string Push(int32_t token);
   // What is still held back, as U+FFFD.
   std::string Finish();

@@ -1,6 +1,6 @@
-// Tokenizer: text to token ids and back. Two kinds: sentencepiece `tokenizer.model` and Hugging Face
-// `tokenizer.json` (byte-level BPE). Immutable after loading; Encode and Decode may be called from any
-// thread.
+// Tokenizer: text to token ids and back. Two kinds: sentencepiece `tokenizer.model` and Hugging
+// Face `tokenizer.json` (byte-level BPE). Immutable after loading; Encode and Decode may be called
+// from any thread.
 #pragma once
 
 #include <cstdint>
@@ -18,15 +18,27 @@ enum class SpecialTokens : uint8_t {
   kParse,  // special tokens in the input become their ids: chat templates, /tokenize
 };
 
+// A piece of a prompt that is put together by a chat form: a control token, or plain text.
+struct PromptPart {
+  int32_t token = -1;     // -1: text
+  std::string_view text;  // not owned
+};
+
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
   // Ids of `text` (valid UTF-8; InvalidArgument with the byte offset otherwise). add_bos puts the
-  // model's beginning-of-sequence token first if the model has one and asks for it. Large inputs are
-  // cut at pre-tokenizer borders and encoded by several threads; the result does not depend on how.
+  // model's beginning-of-sequence token first if the model has one and asks for it. Large inputs
+  // are cut at pre-tokenizer borders and encoded by several threads; the result does not depend on
+  // how.
   virtual absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_bos,
                                                       SpecialTokens special) const = 0;
+
+  // Ids of parts in a row; text is encoded as kText. Differs from encoding each part alone only for
+  // tokenizers that put a space before a text: not before a text that follows a control token.
+  virtual absl::StatusOr<std::vector<int32_t>> EncodeParts(
+      const std::vector<PromptPart>& parts) const;
 
   // Raw bytes of one token; may be part of a UTF-8 character (byte-level BPE, byte fallback). A
   // sentencepiece word mark is a space. Empty for special tokens.
@@ -44,8 +56,8 @@ class Tokenizer {
   virtual bool drops_first_space() const = 0;
 
   virtual int32_t vocab_size() const = 0;
-  virtual int32_t bos_id() const = 0;                        // -1 = none
-  virtual const std::vector<int32_t>& eos_ids() const = 0;   // from tokenizer and generation config
+  virtual int32_t bos_id() const = 0;                       // -1 = none
+  virtual const std::vector<int32_t>& eos_ids() const = 0;  // from tokenizer and generation config
   virtual bool IsSpecial(int32_t id) const = 0;
   // Id of a special or added token by its text; -1 = none. Chat templates are chosen with it.
   virtual int32_t SpecialId(std::string_view text) const = 0;
@@ -55,6 +67,7 @@ class Tokenizer {
 // generation_config.json and config.json for bos/eos. n_threads: for one large prompt, 0 = all.
 // Errors: NotFound (names the files looked for), InvalidArgument (file, what is wrong, what to do),
 // Unimplemented (a tokenizer type or pre-tokenizer that is not supported, by its name).
-absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& model_dir, int n_threads);
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& model_dir,
+                                                         int n_threads);
 
 }  // namespace longhaul

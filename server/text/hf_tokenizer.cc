@@ -1,0 +1,219 @@
+#include "server/text/hf_tokenizer.h"
+
+#include <fmt/format.h>
+
+#include "server/text/detokenizer.h"
+
+namespace longhaul {
+namespace {
+
+// Offsets inside a text are 32 bits, and a mark is three times as long as its space.
+constexpr size_t kMaxText_bytes = size_t{512} << 20;
+// Below this the threads cost more than they give.
+constexpr size_t kParallelText_bytes = 64 << 10;
+constexpr size_t kPiecesPerTask = 8192;
+
+void ReplaceAll(std::string_view text, std::string_view from, std::string_view to,
+                std::string* out) {
+  out->reserve(text.size() + text.size() / 4);
+  for (;;) {
+    const size_t at = text.find(from);
+    out->append(text.substr(0, at));
+    if (at == std::string_view::npos) return;
+    out->append(to);
+    text.remove_prefix(at + from.size());
+  }
+}
+
+}  // namespace
+
+HfTokenizer::HfTokenizer(HfTokenizerSpec spec, int n_threads)
+    : spec_(std::move(spec)), bpe_(std::move(spec_.bpe)), pool_(n_threads) {
+  is_special_.resize(spec_.token_bytes.size());
+  for (const AddedToken& token : spec_.added) {
+    (token.normalized ? normalized_added_ : raw_added_).Add(token);
+    special_ids_[token.content] = token.id;
+    if (token.special) is_special_[token.id] = true;
+  }
+}
+
+absl::StatusOr<std::vector<int32_t>> HfTokenizer::Encode(std::string_view text, bool add_bos,
+                                                         SpecialTokens special) const {
+  std::vector<int32_t> ids;
+  if (add_bos && spec_.add_bos) ids.push_back(spec_.bos_id);
+  LH_RETURN_IF_ERROR(EncodeText(text, /*at_start=*/true, special == SpecialTokens::kParse, &ids));
+  return ids;
+}
+
+absl::StatusOr<std::vector<int32_t>> HfTokenizer::EncodeParts(
+    const std::vector<PromptPart>& parts) const {
+  std::vector<int32_t> ids;
+  bool at_start = true;
+  for (const PromptPart& part : parts) {
+    if (part.token >= 0) {
+      ids.push_back(part.token);
+    } else {
+      LH_RETURN_IF_ERROR(EncodeText(part.text, at_start, /*find_control=*/false, &ids));
+    }
+    at_start = false;
+  }
+  return ids;
+}
+
+absl::Status HfTokenizer::EncodeText(std::string_view text, bool at_start, bool find_control,
+                                     std::vector<int32_t>* ids) const {
+  if (text.size() > kMaxText_bytes) {
+    return absl::InvalidArgumentError(fmt::format(
+        "a text of {} bytes, at most {} can be tokenized at once", text.size(), kMaxText_bytes));
+  }
+  if (const size_t at = FindInvalidUtf8(text); at != std::string_view::npos) {
+    return absl::InvalidArgumentError(
+        fmt::format("the text is not valid UTF-8 at byte {}; send UTF-8", at));
+  }
+  size_t done = 0;
+  for (const AddedTokens::Match& match : raw_added_.Find(text, find_control, classes_)) {
+    LH_RETURN_IF_ERROR(EncodeBetweenTokens(text.substr(done, match.begin - done),
+                                           at_start && done == 0, find_control, ids));
+    ids->push_back(match.id);
+    done = match.end;
+  }
+  return EncodeBetweenTokens(text.substr(done), at_start && done == 0, find_control, ids);
+}
+
+absl::Status HfTokenizer::EncodeBetweenTokens(std::string_view text, bool at_start,
+                                              bool find_control, std::vector<int32_t>* ids) const {
+  if (text.empty()) return absl::OkStatus();
+  std::string buffer;
+  LH_ASSIGN_OR_RETURN(text, Normalize(text, &buffer));
+  size_t done = 0;
+  for (const AddedTokens::Match& match : normalized_added_.Find(text, find_control, classes_)) {
+    LH_RETURN_IF_ERROR(
+        EncodeNormalized(text.substr(done, match.begin - done), at_start && done == 0, ids));
+    ids->push_back(match.id);
+    done = match.end;
+  }
+  return EncodeNormalized(text.substr(done), at_start && done == 0, ids);
+}
+
+// The result lies in `text` or in `buffer`.
+absl::StatusOr<std::string_view> HfTokenizer::Normalize(std::string_view text,
+                                                        std::string* buffer) const {
+  for (const NormalizerStep& step : spec_.normalizer) {
+    std::string result;
+    switch (step.kind) {
+      case NormalizerStep::kNfc: {
+        LH_ASSIGN_OR_RETURN(std::optional<std::string> nfc, NormalizeNfc(text));
+        if (!nfc) continue;
+        result = *std::move(nfc);
+        break;
+      }
+      case NormalizerStep::kPrepend:
+        result.append(step.to).append(text);
+        break;
+      case NormalizerStep::kReplace:
+        ReplaceAll(text, step.from, step.to, &result);
+        break;
+    }
+    *buffer = std::move(result);
+    text = *buffer;
+  }
+  return text;
+}
+
+// What a pre-tokenizer changes in the text before it cuts.
+std::string_view HfTokenizer::AddPrefixes(std::string_view text, bool at_start,
+                                          std::string* buffer) const {
+  if (spec_.add_prefix_space && text.front() != ' ') {
+    buffer->append(" ").append(text);
+    return *buffer;
+  }
+  const Metaspace& metaspace = spec_.metaspace;
+  if (metaspace.mark.empty()) return text;
+  const bool prepend = metaspace.prepend == Metaspace::Prepend::kAlways ||
+                       (metaspace.prepend == Metaspace::Prepend::kFirst && at_start);
+  if (prepend && text.front() != ' ' && text.substr(0, metaspace.mark.size()) != metaspace.mark) {
+    buffer->append(metaspace.mark);
+  }
+  ReplaceAll(text, " ", metaspace.mark, buffer);
+  return *buffer;
+}
+
+absl::Status HfTokenizer::EncodeNormalized(std::string_view text, bool at_start,
+                                           std::vector<int32_t>* ids) const {
+  if (text.empty()) return absl::OkStatus();
+  std::string buffer;
+  text = AddPrefixes(text, at_start, &buffer);
+  std::vector<uint32_t> ends;
+  if (spec_.metaspace.split) {
+    for (size_t at = 0; (at = text.find(spec_.metaspace.mark, at + 1)) != std::string_view::npos;) {
+      ends.push_back(static_cast<uint32_t>(at));
+    }
+    ends.push_back(static_cast<uint32_t>(text.size()));
+  } else if (spec_.pretokenizer.n_steps() > 0 || bpe_.byte_symbols()) {
+    LH_RETURN_IF_ERROR(spec_.pretokenizer.Split(text, &ends));
+  } else {
+    bpe_.CutWhereNoTokenSpans(text, &ends);
+  }
+  EncodePieces(text, ends, ids);
+  return absl::OkStatus();
+}
+
+void HfTokenizer::EncodePieces(std::string_view text, const std::vector<uint32_t>& ends,
+                               std::vector<int32_t>* ids) const {
+  const auto encode = [&](size_t first, size_t last, std::vector<int32_t>* out) {
+    BpeModel::Scratch scratch;
+    uint32_t begin = first == 0 ? 0 : ends[first - 1];
+    for (size_t i = first; i < last; ++i) {
+      bpe_.Encode(text.substr(begin, ends[i] - begin), &scratch, out);
+      begin = ends[i];
+    }
+  };
+  std::unique_lock<std::mutex> lock(pool_mutex_, std::defer_lock);
+  if (text.size() < kParallelText_bytes || !lock.try_lock()) {
+    encode(0, ends.size(), ids);
+    return;
+  }
+  // Pieces do not influence each other, so any grouping gives the same ids.
+  const size_t n_tasks = (ends.size() + kPiecesPerTask - 1) / kPiecesPerTask;
+  std::vector<std::vector<int32_t>> results(n_tasks);
+  pool_.ParallelFor(static_cast<int64_t>(n_tasks), [&](int64_t task, int) {
+    const size_t first = task * kPiecesPerTask;
+    encode(first, std::min(first + kPiecesPerTask, ends.size()), &results[task]);
+  });
+  size_t n_ids = ids->size();
+  for (const std::vector<int32_t>& result : results) n_ids += result.size();
+  ids->reserve(n_ids);
+  for (const std::vector<int32_t>& result : results) {
+    ids->insert(ids->end(), result.begin(), result.end());
+  }
+}
+
+std::string_view HfTokenizer::TokenBytes(int32_t id) const {
+  if (id < 0 || id >= vocab_size()) return {};
+  return spec_.token_bytes[id];
+}
+
+std::string HfTokenizer::TokenText(int32_t id) const {
+  if (id < 0 || id >= vocab_size()) return {};
+  const std::string& name = spec_.token_names[id];
+  return name.empty() ? SanitizeUtf8(spec_.token_bytes[id]) : name;
+}
+
+std::string HfTokenizer::Decode(const std::vector<int32_t>& ids) const {
+  std::string bytes;
+  for (const int32_t id : ids) bytes.append(TokenBytes(id));
+  std::string_view text = bytes;
+  if (spec_.drops_first_space && !text.empty() && text.front() == ' ') text.remove_prefix(1);
+  return SanitizeUtf8(text);
+}
+
+bool HfTokenizer::IsSpecial(int32_t id) const {
+  return id >= 0 && id < vocab_size() && is_special_[id];
+}
+
+int32_t HfTokenizer::SpecialId(std::string_view text) const {
+  const auto found = special_ids_.find(std::string(text));
+  return found == special_ids_.end() ? -1 : found->second;
+}
+
+}  // namespace longhaul

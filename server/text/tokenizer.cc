@@ -1,0 +1,71 @@
+#include "server/text/tokenizer.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <filesystem>
+
+#include "server/text/hf_tokenizer.h"
+#include "server/text/json_file.h"
+#include "server/text/sentencepiece_tokenizer.h"
+
+namespace longhaul {
+namespace {
+
+bool FileExists(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::exists(path, error);
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadHf(const std::string& path,
+                                                  const SpecialConfig& config, int n_threads) {
+  LH_ASSIGN_OR_RETURN(const std::string text, ReadFileCapped(path, kMaxTextFile_bytes));
+  LH_ASSIGN_OR_RETURN(HfTokenizerSpec spec, ReadHfTokenizer(path, text, config));
+  return std::unique_ptr<Tokenizer>(std::make_unique<HfTokenizer>(std::move(spec), n_threads));
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadSentencePiece(const std::string& path,
+                                                             const SpecialConfig& config,
+                                                             int n_threads) {
+  LH_ASSIGN_OR_RETURN(const std::string bytes, ReadFileCapped(path, kMaxTextFile_bytes));
+  LH_ASSIGN_OR_RETURN(auto tokenizer,
+                      SentencePieceTokenizer::Create(path, bytes, config, n_threads));
+  return std::unique_ptr<Tokenizer>(std::move(tokenizer));
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeParts(
+    const std::vector<PromptPart>& parts) const {
+  std::vector<int32_t> ids;
+  for (const PromptPart& part : parts) {
+    if (part.token >= 0) {
+      ids.push_back(part.token);
+      continue;
+    }
+    LH_ASSIGN_OR_RETURN(const std::vector<int32_t> more,
+                        Encode(part.text, /*add_bos=*/false, SpecialTokens::kText));
+    ids.insert(ids.end(), more.begin(), more.end());
+  }
+  return ids;
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& model_dir,
+                                                         int n_threads) {
+  const std::string hf_path = model_dir + "/tokenizer.json";
+  const std::string spm_path = model_dir + "/tokenizer.model";
+  if (!FileExists(hf_path) && !FileExists(spm_path)) {
+    return absl::NotFoundError(
+        fmt::format("{}: neither tokenizer.json nor tokenizer.model is there; --model must name a "
+                    "Hugging Face style folder",
+                    model_dir));
+  }
+  LH_ASSIGN_OR_RETURN(const SpecialConfig config, ReadSpecialConfig(model_dir));
+  if (!FileExists(hf_path)) return LoadSentencePiece(spm_path, config, n_threads);
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = LoadHf(hf_path, config, n_threads);
+  if (!absl::IsUnimplemented(tokenizer.status()) || !FileExists(spm_path)) return tokenizer;
+  spdlog::warn("{}; using tokenizer.model instead", std::string(tokenizer.status().message()));
+  return LoadSentencePiece(spm_path, config, n_threads);
+}
+
+}  // namespace longhaul
