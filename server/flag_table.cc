@@ -79,7 +79,7 @@ const std::vector<FlagSpec>& FlagTable() {
        0,
        kMaxBytes,
        {},
-       "page pool, for example 8G; 0 = 40 % of the free memory"},
+       "page pool, for example 8G; 0 = 40 % of the free memory at most"},
       {"max-num-seqs",
        kEngine,
        &C::max_num_seqs,

@@ -1,1 +1,5 @@
-int main() { return 0; }
+#include "server/cli.h"
+
+int main(int argc, char** argv) {
+  return longhaul::RunCli(argc, argv, longhaul::ReadEnvironment());
+}

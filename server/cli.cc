@@ -1,0 +1,242 @@
+#include "server/cli.h"
+
+#include <fmt/format.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <optional>
+
+#include "server/cmd_bench_attention.h"
+#include "server/cmd_bench_ttft.h"
+#include "server/cmd_generate.h"
+#include "server/cmd_health.h"
+#include "server/cmd_serve.h"
+#include "server/version.h"
+
+namespace longhaul {
+namespace {
+
+constexpr int kUsageError = 2;
+
+// The flags of the table on one subcommand, kept as text until all sources are merged.
+class TableFlags {
+ public:
+  void AddTo(CLI::App* app, bool with_serve_flags) {
+    app->add_option("--config", config_path_, "YAML file with these settings; flags go first")
+        ->group("Settings");
+    for (const FlagSpec& flag : FlagTable()) {
+      if (flag.group == FlagGroup::kServe && !with_serve_flags) continue;
+      AddFlag(app, flag);
+    }
+    app->allow_extras();  // reported with a suggestion by Unknown()
+    app_ = app;
+  }
+
+  // The error for arguments that no flag took.
+  std::optional<std::string> Unknown() const {
+    const std::vector<std::string> extras = app_->remaining();
+    if (extras.empty()) return std::nullopt;
+    std::vector<std::string> known;
+    for (const CLI::Option* option : app_->get_options()) known.push_back(option->get_name());
+    const std::string name = extras[0].substr(0, extras[0].find('='));
+    const std::string nearest = NearestName(name, known);
+    return nearest.empty()
+               ? fmt::format("unknown argument '{}'; see --help", extras[0])
+               : fmt::format("unknown argument '{}'; did you mean '{}'?", extras[0], nearest);
+  }
+
+  absl::StatusOr<ServerConfig> Load(const Environment& environment) const {
+    FlagValues given;
+    for (const auto& [name, texts] : values_) {
+      if (!texts.empty()) given[name] = texts;
+    }
+    return LoadServerConfig(config_path_, given, environment);
+  }
+
+ private:
+  void AddFlag(CLI::App* app, const FlagSpec& flag) {
+    std::vector<std::string>& texts = values_[flag.name];
+    const std::string name = fmt::format("--{}", flag.name);
+    std::string help = flag.help;
+    if (!flag.choices.empty()) help += fmt::format(" ({})", fmt::join(flag.choices, ", "));
+    help += fmt::format(" [{}]", DefaultText(flag));
+    CLI::Option* option = nullptr;
+    if (std::holds_alternative<bool ServerConfig::*>(flag.target)) {
+      option = app->add_flag(fmt::format("{},!--no-{}", name, flag.name), texts, help);
+    } else {
+      option = app->add_option(name, texts, help)->allow_extra_args(false);
+      option->type_name(*flag.unit != '\0' ? fmt::format("<{}>", flag.unit) : "<text>");
+    }
+    if (!std::holds_alternative<std::vector<std::string> ServerConfig::*>(flag.target)) {
+      option->take_last();  // scripts append what they override
+    }
+    option->group("Settings");
+  }
+
+  CLI::App* app_ = nullptr;
+  std::string config_path_;
+  std::map<std::string, std::vector<std::string>> values_;  // its nodes do not move
+};
+
+struct Commands {
+  CLI::App app{"Longhaul: an inference server for very long prompts", "longhaul"};
+  CLI::App* serve = nullptr;
+  CLI::App* generate = nullptr;
+  CLI::App* bench = nullptr;
+  CLI::App* bench_ttft = nullptr;
+  CLI::App* bench_attention = nullptr;
+  CLI::App* health = nullptr;
+  CLI::App* version = nullptr;
+  TableFlags serve_flags, generate_flags, ttft_flags;
+  GenerateOptions generate_options;
+  BenchTtftOptions ttft_options;
+  BenchAttentionOptions attention_options;
+  std::string attention_kv_dtype = "float32", attention_backend = "cpu";
+  std::string health_host = "127.0.0.1";
+  int health_port = 8000;
+};
+
+void AddGenerate(Commands& c) {
+  c.generate = c.app.add_subcommand("generate", "Answer one prompt on the command line");
+  GenerateOptions& o = c.generate_options;
+  auto* text = c.generate->add_option("--prompt", o.prompt, "the prompt");
+  c.generate->add_option("--prompt-file", o.prompt_file, "file with the prompt; - = standard input")
+      ->excludes(text);
+  c.generate->add_option("--max-tokens", o.max_tokens, "longest answer")->capture_default_str();
+  c.generate->add_option("--temperature", o.temperature, "0 = greedy")->capture_default_str();
+  c.generate->add_option("--seed", o.seed, "of the sampler");
+  c.generate->add_flag("--json", o.json, "one JSON object instead of text and table");
+  c.generate_flags.AddTo(c.generate, /*with_serve_flags=*/false);
+}
+
+void AddBench(Commands& c) {
+  c.bench = c.app.add_subcommand("bench", "Measure this machine");
+  c.bench->require_subcommand(1);
+  c.bench_ttft = c.bench->add_subcommand("ttft", "Time to first token by length and policy");
+  BenchTtftOptions& t = c.ttft_options;
+  c.bench_ttft->add_option("--lengths", t.lengths, "prompt tokens")
+      ->delimiter(',')
+      ->capture_default_str();
+  c.bench_ttft->add_option("--modes", t.modes, "sparse modes")
+      ->delimiter(',')
+      ->capture_default_str();
+  c.bench_ttft->add_option("--repeats", t.repeats, "the median is reported")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  c.bench_ttft->add_option("--text-file", t.text_file,
+                           "prompts are cut out of it; else random ids");
+  c.bench_ttft->add_flag("--json", t.json, "JSON instead of the table");
+  c.ttft_flags.AddTo(c.bench_ttft, /*with_serve_flags=*/false);
+
+  c.bench_attention = c.bench->add_subcommand("attention", "Speed of the attention kernels");
+  BenchAttentionOptions& a = c.attention_options;
+  CLI::App* app = c.bench_attention;
+  app->add_option("--lengths", a.lengths, "keys")->delimiter(',')->capture_default_str();
+  app->add_option("--head-dims", a.head_dims, "")->delimiter(',')->capture_default_str();
+  app->add_option("--epochs", a.epochs, "epoch tokens to compare")
+      ->delimiter(',')
+      ->capture_default_str();
+  app->add_option("--heads", a.n_heads, "query heads")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app->add_option("--kv-heads", a.n_kv_heads, "key/value heads")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app->add_option("--kv-cache-dtype", c.attention_kv_dtype, "")
+      ->check(CLI::IsMember({"float32", "bfloat16"}))
+      ->capture_default_str();
+  app->add_option("--density", a.density, "of the planted stripes")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  app->add_option("--alpha", a.alpha, "")->check(CLI::Range(0.01, 1.0))->capture_default_str();
+  app->add_option("--backend", c.attention_backend, "")->capture_default_str();
+  app->add_option("--threads", a.n_threads, "0 = all processors")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app->add_flag("--json", a.json, "JSON instead of the table");
+}
+
+void AddCommands(Commands& c) {
+  c.app.require_subcommand(1);
+  c.app.set_version_flag("--version", kVersion);
+  c.serve = c.app.add_subcommand("serve", "Serve a model over HTTP and gRPC");
+  c.serve->footer(
+      "Every setting can also be given in the environment (--max-model-len as "
+      "LONGHAUL_MAX_MODEL_LEN)\n"
+      "or in the YAML file (max-model-len: 131072). Order: flag, environment, file, default.");
+  c.serve_flags.AddTo(c.serve, /*with_serve_flags=*/true);
+  AddGenerate(c);
+  AddBench(c);
+  c.health = c.app.add_subcommand("health", "Exit code 0 when a server is ready");
+  c.health->add_option("--host", c.health_host, "")->capture_default_str();
+  c.health->add_option("--port", c.health_port, "")
+      ->check(CLI::Range(1, 65535))
+      ->capture_default_str();
+  c.version = c.app.add_subcommand("version", "Print the version");
+}
+
+int UsageError(const std::string& message) {
+  fmt::print(stderr, "longhaul: {}\n", message);
+  return kUsageError;
+}
+
+void StartLogging(const std::string& level) {
+  spdlog::set_default_logger(spdlog::stderr_color_mt("longhaul"));
+  spdlog::set_level(spdlog::level::from_str(level));
+}
+
+// Merges the settings of a subcommand and runs it.
+template <typename Run>
+int RunWith(const TableFlags& flags, const Environment& environment, const Run& run) {
+  if (const std::optional<std::string> error = flags.Unknown()) return UsageError(*error);
+  const absl::StatusOr<ServerConfig> config = flags.Load(environment);
+  if (!config.ok()) {
+    return UsageError(
+        std::string(config.status().message().data(), config.status().message().size()));
+  }
+  StartLogging(config->log_level);
+  return run(*config);
+}
+
+int RunAttention(Commands& c) {
+  const absl::StatusOr<BackendKind> kind = ParseBackendKind(c.attention_backend);
+  if (!kind.ok()) return UsageError(std::string(kind.status().message()));
+  BenchAttentionOptions& options = c.attention_options;
+  if (options.n_heads % options.n_kv_heads != 0) {
+    return UsageError("--heads must be a multiple of --kv-heads");
+  }
+  options.backend = *kind;
+  options.kv_dtype = c.attention_kv_dtype == "bfloat16" ? DType::kBF16 : DType::kF32;
+  return RunBenchAttention(options);
+}
+
+}  // namespace
+
+int RunCli(int argc, const char* const* argv, const Environment& environment) {
+  Commands c;
+  AddCommands(c);
+  try {
+    c.app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return c.app.exit(error) == 0 ? 0 : kUsageError;
+  }
+  if (c.serve->parsed()) return RunWith(c.serve_flags, environment, RunServe);
+  if (c.generate->parsed()) {
+    return RunWith(c.generate_flags, environment, [&c](const ServerConfig& config) {
+      return RunGenerate(config, c.generate_options);
+    });
+  }
+  if (c.bench_ttft->parsed()) {
+    return RunWith(c.ttft_flags, environment, [&c](const ServerConfig& config) {
+      return RunBenchTtft(config, c.ttft_options);
+    });
+  }
+  if (c.bench_attention->parsed()) return RunAttention(c);
+  if (c.health->parsed()) return RunHealth(c.health_host, c.health_port);
+  fmt::print("longhaul {}\n", kVersion);
+  return 0;
+}
+
+}  // namespace longhaul
