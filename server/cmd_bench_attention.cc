@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -161,6 +162,7 @@ class Case {
     Arena counter;
     CountPrefillAttention(shape_, row_.epoch_tokens, row_.n_keys, counter);
     LH_ASSIGN_OR_RETURN(Buffer scratch, backend_->Allocate(counter.high_water_bytes()));
+    std::memset(scratch.data(), 0, scratch.n_bytes());  // a server's scratch is in memory already
     Arena arena(std::move(scratch));
     LH_ASSIGN_OR_RETURN(Buffer out, backend_->Allocate(row_.epoch_tokens * shape_.n_heads *
                                                        shape_.head_dim * int64_t{sizeof(float)}));

@@ -15,7 +15,8 @@ TileQueries Queries(const KeyTile& tile, RowBlock& block, int64_t begin, int64_t
           .n_rows = end - begin,
           .head_dim = block.head_dim(),
           .kt = tile.kt(),
-          .visible = masked ? block.visible() + begin : nullptr};
+          .visible = masked ? block.visible() + begin : nullptr,
+          .next = tile.next()};
 }
 
 }  // namespace
@@ -56,32 +57,47 @@ void KeyTile::LoadPage(const KvView& kv, int64_t kv_head, int64_t begin, int64_t
                        bool with_values) {
   static_assert(kPageTokens == kTileKeys, "a tile is a page");
   n_keys_ = n_keys;
-  const int64_t row_bytes = kv.head_dim * static_cast<int64_t>(DTypeBytes(kv.dtype));
+  row_bytes_ = kv.head_dim * static_cast<int64_t>(DTypeBytes(kv.dtype));
   const std::byte* page_keys = kv.Keys(begin / kPageTokens, kv_head);
   const std::byte* page_values = kv.Values(begin / kPageTokens, kv_head);
   const bool in_place = kv.dtype == DType::kF32 && kv.head_dim == PaddedDim(kv.head_dim);
   const void* keys[kTileKeys];
   const void* values[kTileKeys];
   for (int64_t c = 0; c < n_keys; ++c) {
-    keys[c] = page_keys + c * row_bytes;
-    values[c] = page_values + c * row_bytes;
+    keys[c] = page_keys + c * row_bytes_;
+    values[c] = page_values + c * row_bytes_;
   }
   Pack(kv, keys, with_values && !in_place ? values : nullptr);
   if (in_place) values_ = reinterpret_cast<const float*>(page_values);
+
+  n_next_ = 0;
+  if (begin + kTileKeys >= kv.n_tokens) return;
+  page_keys = kv.Keys(begin / kPageTokens + 1, kv_head);
+  page_values = kv.Values(begin / kPageTokens + 1, kv_head);
+  for (int64_t c = 0; c < kTileKeys; ++c) next_[n_next_++] = page_keys + c * row_bytes_;
+  if (!with_values) return;
+  for (int64_t c = 0; c < kTileKeys; ++c) next_[n_next_++] = page_values + c * row_bytes_;
 }
 
-void KeyTile::Gather(const KvView& kv, int64_t kv_head, const int32_t* positions, int64_t n_keys) {
+void KeyTile::Gather(const KvView& kv, int64_t kv_head, const int32_t* positions, int64_t n_keys,
+                     int64_t n_left) {
   n_keys_ = n_keys;
-  const int64_t row_bytes = kv.head_dim * static_cast<int64_t>(DTypeBytes(kv.dtype));
+  row_bytes_ = kv.head_dim * static_cast<int64_t>(DTypeBytes(kv.dtype));
   const void* keys[kTileKeys];
   const void* values[kTileKeys];
-  for (int64_t c = 0; c < n_keys; ++c) {
-    const int64_t page = positions[c] / kPageTokens;
-    const int64_t offset = positions[c] % kPageTokens * row_bytes;
-    keys[c] = kv.Keys(page, kv_head) + offset;
-    values[c] = kv.Values(page, kv_head) + offset;
-  }
+  const auto locate = [&](int32_t position, const void** key, const void** value) {
+    const int64_t page = position / kPageTokens;
+    const int64_t offset = position % kPageTokens * row_bytes_;
+    *key = kv.Keys(page, kv_head) + offset;
+    *value = kv.Values(page, kv_head) + offset;
+  };
+  for (int64_t c = 0; c < n_keys; ++c) locate(positions[c], &keys[c], &values[c]);
   Pack(kv, keys, values);
+
+  n_next_ = 0;
+  for (int64_t c = n_keys; c < std::min(n_left, n_keys + kTileKeys); ++c, n_next_ += 2) {
+    locate(positions[c], &next_[n_next_], &next_[n_next_ + 1]);
+  }
 }
 
 void AttendRows(const KeyTile& tile, RowBlock& block, int64_t begin, int64_t end, bool masked) {

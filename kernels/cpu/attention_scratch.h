@@ -3,6 +3,7 @@
 // shared between threads except `partials`, which is written at disjoint places.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -78,12 +79,15 @@ class KeyTile {
  public:
   // Keys [begin, begin + n_keys) of one page; begin is a multiple of 64.
   void LoadPage(const KvView& kv, int64_t kv_head, int64_t begin, int64_t n_keys, bool with_values);
-  // Single keys from anywhere.
-  void Gather(const KvView& kv, int64_t kv_head, const int32_t* positions, int64_t n_keys);
+  // Single keys from anywhere: the first n_keys <= 64 of n_left positions; the others come next.
+  void Gather(const KvView& kv, int64_t kv_head, const int32_t* positions, int64_t n_keys,
+              int64_t n_left);
 
   const float* kt() const { return kt_.data(); }
   const float* values() const { return values_; }
   int64_t n_keys() const { return n_keys_; }
+  // What to fetch meanwhile: the following page, or the following single keys.
+  TilePrefetch next() const { return {next_.data(), n_next_, row_bytes_}; }
 
  private:
   void Pack(const KvView& kv, const void* const* keys, const void* const* values);
@@ -92,6 +96,9 @@ class KeyTile {
   FloatBuffer v_;                  // [64, PaddedDim(D)]
   const float* values_ = nullptr;  // v_, or straight into an f32 page
   int64_t n_keys_ = 0;
+  std::array<const void*, 2 * kTileKeys> next_;  // rows of keys and of values
+  int64_t n_next_ = 0;
+  int64_t row_bytes_ = 0;
 };
 
 // Adds the tile to rows [begin, end) of the block. masked: block.visible()[begin, end) is filled.

@@ -143,13 +143,13 @@ class SparseRows {
     const std::vector<int32_t>& keys = StripeKeys();
     const int64_t n_keys = static_cast<int64_t>(keys.size());
     for (int64_t begin = 0; begin < n_keys; begin += kTileKeys) {
-      AddStripeTile(keys.data() + begin, std::min(kTileKeys, n_keys - begin));
+      AddStripeTile(keys.data() + begin, std::min(kTileKeys, n_keys - begin), n_keys - begin);
     }
   }
 
-  void AddStripeTile(const int32_t* keys, int64_t n) {
+  void AddStripeTile(const int32_t* keys, int64_t n, int64_t n_left) {
     const int64_t row_begin = RowAt(keys[0] + runs_.front().end);
-    scratch_.tile.Gather(args_.kv, kv_head_, keys, n);
+    scratch_.tile.Gather(args_.kv, kv_head_, keys, n, n_left);
     uint64_t* visible = block_.visible();
     bool masked = n < kTileKeys;
     std::fill(visible + row_begin, visible + block_.n_rows(), LowBits(n));

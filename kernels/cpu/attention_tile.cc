@@ -116,9 +116,20 @@ HWY_INLINE hn::Mask<F32> MaskOf(uint64_t visible, size_t v) {
   return hn::LoadMaskBits(F32(), reinterpret_cast<const uint8_t*>(&bits));
 }
 
+// The part of the prefetch that belongs to rows [begin, begin + n) of the call.
+HWY_INLINE void PrefetchPart(const TileQueries& in, int64_t begin, int64_t n) {
+  const TilePrefetch& next = in.next;
+  const int64_t row_end = (begin + n) * next.n_rows / in.n_rows;
+  for (int64_t row = begin * next.n_rows / in.n_rows; row < row_end; ++row) {
+    const char* p = static_cast<const char*>(next.rows[row]);
+    for (int64_t i = 0; i < next.row_bytes; i += 64) __builtin_prefetch(p + i, 0, /*L2*/ 2);
+  }
+}
+
 // Scores of rows [begin, begin + n) of the call, minus infinity where not visible.
 HWY_INLINE void Scores(const TileQueries& in, int64_t begin, int64_t n, float* HWY_RESTRICT s) {
   const F32 d;
+  PrefetchPart(in, begin, n);
   Product<false>(n, in.q + begin * in.head_dim, in.head_dim, in.kt, kTileKeys, in.head_dim, s,
                  kTileKeys, kTileKeys);
   if (in.visible == nullptr) return;
