@@ -10,6 +10,7 @@
 #include <boost/beast/http/read.hpp>
 #include <boost/beast/http/status.hpp>
 #include <cerrno>
+#include <limits>
 
 namespace longhaul {
 namespace {
@@ -120,7 +121,8 @@ asio::awaitable<bool> HttpConnection::ReadHeader(HeaderParser& parser, Exchange&
   exchange.phases.accepted = Clock::now();
   stream_.expires_after(context_->options.header_timeout);
   parser.header_limit(kMaxHeaderBytes);
-  parser.body_limit(boost::none);  // checked by CheckHeader and ReadBody
+  // Checked by CheckHeader and ReadBody. Not boost::none: Boost 1.74 takes that for "no body".
+  parser.body_limit(std::numeric_limits<uint64_t>::max());
   co_await http::async_read_header(stream_, buffer_, parser, Token(error));
   exchange.request_id = MakeRequestId();
   if (error) {
