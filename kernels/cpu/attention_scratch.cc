@@ -10,13 +10,17 @@ namespace {
 
 constexpr float kLog2E = 1.44269504088896341f;
 
+// A core has some 24 misses in flight: the prefetch of a tile, up to 1024 lines, hides behind the
+// work of this many rows, and would only stall fewer.
+constexpr int64_t kMinPrefetchRows = 48;
+
 TileQueries Queries(const KeyTile& tile, RowBlock& block, int64_t begin, int64_t end, bool masked) {
   return {.q = block.q(begin),
           .n_rows = end - begin,
           .head_dim = block.head_dim(),
           .kt = tile.kt(),
           .visible = masked ? block.visible() + begin : nullptr,
-          .next = tile.next()};
+          .next = end - begin >= kMinPrefetchRows ? tile.next() : TilePrefetch{}};
 }
 
 }  // namespace

@@ -67,9 +67,9 @@ HWY_INLINE void BlockRows(int64_t n_rows, const float* a, size_t lda, const floa
   for (; r + kBlockRows <= n_rows; r += kBlockRows) {
     Block<kBlockRows, kVecs, kAccumulate>(a + r * lda, lda, b, ldb, n_k, c + r * ldc, ldc);
   }
-  if (r + 3 <= n_rows) {
-    Block<3, kVecs, kAccumulate>(a + r * lda, lda, b, ldb, n_k, c + r * ldc, ldc);
-    r += 3;
+  if (r + 4 <= n_rows) {
+    Block<4, kVecs, kAccumulate>(a + r * lda, lda, b, ldb, n_k, c + r * ldc, ldc);
+    r += 4;
   }
   if (r + 2 <= n_rows) {
     Block<2, kVecs, kAccumulate>(a + r * lda, lda, b, ldb, n_k, c + r * ldc, ldc);
@@ -271,6 +271,11 @@ HWY_INLINE hn::Vec<F32x4> Load4(const hwy::bfloat16_t* p) {
   return hn::PromoteTo(F32x4(), hn::LoadU(hn::FixedTag<hwy::bfloat16_t, 4>(), p));
 }
 
+HWY_INLINE Vec LoadWide(const float* p) { return hn::LoadU(F32(), p); }
+HWY_INLINE Vec LoadWide(const hwy::bfloat16_t* p) {
+  return hn::PromoteTo(F32(), hn::LoadU(hn::Rebind<hwy::bfloat16_t, F32>(), p));
+}
+
 // Four elements each of rows[0], rows[4], ... as the 128-bit blocks of one vector.
 template <typename T>
 HWY_INLINE Vec LoadBlocks(const T* const* rows, int64_t at) {
@@ -311,8 +316,19 @@ HWY_INLINE void Transpose4(const T* const* rows, int64_t at, float* HWY_RESTRICT
 HWY_INLINE float Widen(float x) { return x; }
 HWY_INLINE float Widen(hwy::bfloat16_t x) { return ToF32(BF16{x.bits}); }
 
+// Loads one byte of every cache line in address order. The transpose reads 16 rows at once, which
+// the hardware's stream detection does not follow: without this, decode from memory runs at 29
+// instead of 38 GB/s on two cores.
+HWY_INLINE void TouchInOrder(const PackKeysArgs& args, int64_t row_bytes) {
+  for (int64_t c = 0; c < args.n_keys; ++c) {
+    const volatile char* row = static_cast<const volatile char*>(args.rows[c]);
+    for (int64_t i = 0; i < row_bytes; i += 64) (void)row[i];
+  }
+}
+
 template <typename T>
 void PackKeysOf(const PackKeysArgs& args) {
+  TouchInOrder(args, args.head_dim * static_cast<int64_t>(sizeof(T)));
   const T* rows[kTileKeys];
   for (int64_t c = 0; c < args.n_keys; ++c) rows[c] = static_cast<const T*>(args.rows[c]);
   int64_t n_simd_keys = 0;
@@ -347,7 +363,9 @@ void PackValuesOf(const PackValuesArgs& args) {
     float* out = args.v + c * dim;
     int64_t i = 0;
 #if HWY_TARGET != HWY_SCALAR
-    for (; i + 4 <= args.head_dim; i += 4) hn::StoreU(Load4(row + i), F32x4(), out + i);
+    for (; i + static_cast<int64_t>(kLanes) <= args.head_dim; i += kLanes) {
+      hn::StoreU(LoadWide(row + i), F32(), out + i);
+    }
 #endif
     for (; i < args.head_dim; ++i) out[i] = Widen(row[i]);
     std::fill(out + args.head_dim, out + dim, 0.0f);
