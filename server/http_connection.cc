@@ -264,12 +264,13 @@ asio::awaitable<void> HttpConnection::AnswerSmallPost(Exchange& exchange) {
   auto answer = std::make_shared<absl::StatusOr<std::string>>();
   std::optional<HttpReply> refusal;
   const bool tokenize = exchange.match.route == Route::kTokenize;
-  const bool done = co_await RunOnWorker(
-      [body, answer, tokenize, session = context_->session] {
-        *answer = tokenize ? AnswerTokenize(*session, *body, session->engine().max_model_len())
-                           : AnswerDetokenize(*session, *body);
-      },
-      &refusal);
+  // A variable, not an argument: gcc 12 destroys a lambda's captures twice when it is a temporary
+  // of a co_await expression.
+  std::function<void()> work = [body, answer, tokenize, session = context_->session] {
+    *answer = tokenize ? AnswerTokenize(*session, *body, session->engine().max_model_len())
+                       : AnswerDetokenize(*session, *body);
+  };
+  const bool done = co_await RunOnWorker(std::move(work), &refusal);
   if (refusal) {
     co_await WriteReply(exchange, *std::move(refusal));
   } else if (done) {

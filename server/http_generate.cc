@@ -48,12 +48,11 @@ asio::awaitable<void> HttpConnection::AnswerGenerate(Exchange& exchange) {
   auto started = std::make_shared<Started>();
   auto body = std::make_shared<std::string>(std::move(exchange.body));
   std::optional<HttpReply> refusal;
-  const bool done = co_await RunOnWorker(
-      [started, body, chat, session = context_->session, id = exchange.request_id,
-       phases = exchange.phases] {
-        StartGeneration(*session, chat, id, std::move(*body), phases, started.get());
-      },
-      &refusal);
+  std::function<void()> work = [started, body, chat, session = context_->session,
+                                id = exchange.request_id, phases = exchange.phases] {
+    StartGeneration(*session, chat, id, std::move(*body), phases, started.get());
+  };
+  const bool done = co_await RunOnWorker(std::move(work), &refusal);
   if (refusal) {
     co_await WriteReply(exchange, *std::move(refusal));
     co_return;

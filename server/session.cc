@@ -183,8 +183,8 @@ absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::Start(
     const auto* text = std::get_if<std::string>(&request.prompt);
     params.echo = text != nullptr ? *text : tokenizer().Decode(ids);
   }
-  (chat ? params.phases.template_us : params.phases.tokenize_us) =
-      MicrosecondsSince(tokenize_begin);
+  (chat ? phases.template_us : phases.tokenize_us) = MicrosecondsSince(tokenize_begin);
+  params.phases = phases;
 
   Request submitted;
   submitted.id = request.request_id;

@@ -1,0 +1,351 @@
+// Session and Generation over an engine that plays scripts.
+#include "server/session.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "server/api/status_map.h"
+#include "tests/testing/fake_engine.h"
+
+namespace longhaul {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr std::chrono::seconds kPatience{10};
+
+class SessionTest : public testing::Test {
+ protected:
+  void Make(FakeEngine::Script script, ChatForm form = ChatForm::kChatMl,
+            int64_t max_model_len = 4096) {
+    auto engine = std::make_unique<FakeEngine>(std::move(script), max_model_len);
+    engine_ = engine.get();
+    SessionConfig config = TestSessionConfig();
+    config.on_finished = [this](const RequestRecord& record) { records_.push_back(record); };
+    session_ =
+        Session::CreateWith(config, std::make_unique<ByteTokenizer>(), form, std::move(engine));
+  }
+
+  struct Result {
+    std::vector<std::string> text;
+    std::vector<api::TextDelta> last;  // with every choice's finish
+    std::vector<std::vector<api::TokenLogprobs>> logprobs;
+    std::vector<size_t> n_ids;
+    int n_progress = 0;
+    api::Summary summary;
+  };
+  Result Run(const api::GenerateRequest& request) {
+    auto generation = session_->Start(request, {});
+    EXPECT_TRUE(generation.ok()) << generation.status();
+    Result result;
+    result.text.resize(request.n);
+    result.last.resize(request.n);
+    result.logprobs.resize(request.n);
+    result.n_ids.resize(request.n);
+    while (true) {
+      const auto chunk = (*generation)->Next(kPatience);
+      if (!chunk) {
+        ADD_FAILURE() << "no chunk";
+        return result;
+      }
+      if (const auto* summary = std::get_if<api::Summary>(&*chunk)) {
+        result.summary = *summary;
+        EXPECT_FALSE((*generation)->TryNext().has_value()) << "something after the summary";
+        return result;
+      }
+      if (const auto* delta = std::get_if<api::TextDelta>(&*chunk)) {
+        EXPECT_FALSE(result.last[delta->choice].finish) << "text after the end of a choice";
+        result.text[delta->choice] += delta->text;
+        result.n_ids[delta->choice] += delta->token_ids.size();
+        auto& all = result.logprobs[delta->choice];
+        all.insert(all.end(), delta->logprobs.begin(), delta->logprobs.end());
+        result.last[delta->choice] = *delta;
+      } else {
+        ++result.n_progress;
+      }
+    }
+  }
+  absl::Status Refusal(const api::GenerateRequest& request) {
+    return session_->Start(request, {}).status();
+  }
+
+  FakeEngine* engine_ = nullptr;
+  std::vector<RequestRecord> records_;  // outlives the session
+  std::unique_ptr<Session> session_;
+};
+
+api::GenerateRequest Completion(std::string prompt) {
+  api::GenerateRequest request;
+  request.request_id = "r1";
+  request.prompt = std::move(prompt);
+  return request;
+}
+
+api::GenerateRequest Chat(std::string content) {
+  api::GenerateRequest request;
+  request.prompt = std::vector<ChatMessage>{{"user", std::move(content)}};
+  return request;
+}
+
+TEST_F(SessionTest, TextUsageAndRecord) {
+  Make(Says("hello"));
+  const Result result = Run(Completion("hi"));
+  EXPECT_EQ(result.text[0], "hello");
+  EXPECT_EQ(result.last[0].finish, FinishReason::kStop);
+  EXPECT_EQ(result.last[0].stop_reason, "");
+  EXPECT_TRUE(result.summary.status.ok());
+  EXPECT_EQ(result.summary.usage.prompt_tokens, 3);      // BOS and two bytes
+  EXPECT_EQ(result.summary.usage.completion_tokens, 6);  // the end token counts
+  EXPECT_EQ(result.summary.usage.cached_tokens, 2);
+  EXPECT_EQ(result.summary.timings.queue, 10);
+  EXPECT_EQ(result.summary.sparse_mode, "dense");
+  EXPECT_GE(result.summary.timings.ttft, 0);
+  EXPECT_LT(result.summary.timings.ttft, 10'000'000);
+  ASSERT_EQ(records_.size(), 1u);
+  EXPECT_EQ(records_[0].request_id, "r1");
+  EXPECT_EQ(records_[0].finished, (std::vector<FinishReason>{FinishReason::kStop}));
+  EXPECT_EQ(records_[0].token_gaps_s.size(), 5u);
+  const Request request = engine_->last_request();
+  EXPECT_EQ(request.max_tokens, 16);
+  EXPECT_EQ(request.stop_token_ids, (std::vector<int32_t>{ByteTokenizer::kEos}));
+}
+
+TEST_F(SessionTest, StopStringAcrossTokensCancelsTheRest) {
+  Make([](const Request& request, StreamState& state) {
+    for (const char byte : std::string("one STOP two")) EmitByte(state, byte);
+    while (!state.cancelled()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    EmitDone(state, request);
+  });
+  api::GenerateRequest request = Completion("x");
+  request.stop = {"STOP"};
+  request.sampling.n_logprobs = 1;
+  const Result result = Run(request);
+  EXPECT_EQ(result.text[0], "one ");
+  EXPECT_EQ(result.last[0].finish, FinishReason::kStop);
+  EXPECT_EQ(result.last[0].stop_reason, "STOP");
+  EXPECT_TRUE(result.summary.status.ok()) << "ended by us is not a failure";
+  EXPECT_EQ(result.summary.usage.completion_tokens, 8);  // up to the end of STOP
+  EXPECT_EQ(result.logprobs[0].size(), 4u);              // of the text that is shown
+}
+
+TEST_F(SessionTest, StopStringMayBeIncluded) {
+  Make(Says("aXYb"));
+  api::GenerateRequest request = Completion("x");
+  request.stop = {"XY"};
+  request.include_stop_str_in_output = true;
+  EXPECT_EQ(Run(request).text[0], "aXY");
+}
+
+TEST_F(SessionTest, HeldBackTextComesOutAtTheEnd) {
+  Make(Says("abST"));
+  api::GenerateRequest request = Completion("x");
+  request.stop = {"STOP"};
+  const Result result = Run(request);
+  EXPECT_EQ(result.text[0], "abST");
+  EXPECT_EQ(result.n_ids[0], 4u);
+}
+
+TEST_F(SessionTest, ChoicesEndOneByOne) {
+  Make([](const Request& request, StreamState& state) {
+    for (const char byte : std::string("aaSbb")) {
+      for (int32_t i = 0; i < request.n; ++i)
+        EmitByte(state, i == 1 && byte == 'S' ? 's' : byte, i);
+    }
+    for (int32_t i = 0; i < request.n; ++i) EmitByte(state, 'c', i, FinishReason::kLength);
+    EmitDone(state, request);
+  });
+  api::GenerateRequest request = Completion("x");
+  request.n = 2;
+  request.stop = {"S"};
+  const Result result = Run(request);
+  EXPECT_EQ(result.text[0], "aa");
+  EXPECT_EQ(result.last[0].finish, FinishReason::kStop);
+  EXPECT_EQ(result.text[1], "aasbbc");
+  EXPECT_EQ(result.last[1].finish, FinishReason::kLength);
+  EXPECT_EQ(result.summary.usage.completion_tokens, 3 + 6);
+  EXPECT_EQ(engine_->n_cancelled(), 0);
+}
+
+TEST_F(SessionTest, NeverHalfACharacter) {
+  Make(Says("a\xE2\x82\xAC!"));
+  const Result result = Run(Completion("x"));
+  EXPECT_EQ(result.text[0], "a\xE2\x82\xAC!");
+  EXPECT_EQ(result.n_ids[0], 5u);
+}
+
+TEST_F(SessionTest, EchoPutsThePromptFirst) {
+  Make(Says("out"));
+  api::GenerateRequest request = Completion("in:");
+  request.echo = true;
+  request.n = 2;
+  const Result result = Run(request);
+  EXPECT_EQ(result.text[0], "in:out");
+  EXPECT_EQ(result.text[1], "in:out");
+  request.sampling.n_logprobs = 0;
+  EXPECT_EQ(api::ParamOf(Refusal(request)), "echo");
+}
+
+TEST_F(SessionTest, EchoOfIdsWithoutGeneration) {
+  Make([](const Request& request, StreamState& state) {
+    TokenEvent end;
+    end.finish = FinishReason::kLength;
+    state.Emit(end);
+    EmitDone(state, request);
+  });
+  api::GenerateRequest request;
+  request.prompt = std::vector<int32_t>{'h', 'i'};
+  request.echo = true;
+  request.max_tokens = 0;
+  const Result result = Run(request);
+  EXPECT_EQ(result.text[0], "hi");
+  EXPECT_EQ(result.summary.usage.completion_tokens, 0);
+}
+
+TEST_F(SessionTest, Logprobs) {
+  Make(Says("ab"));
+  api::GenerateRequest request = Completion("x");
+  request.sampling.n_logprobs = 2;
+  const Result result = Run(request);
+  ASSERT_EQ(result.logprobs[0].size(), 2u);
+  EXPECT_EQ(result.logprobs[0][1].chosen.token, "b");
+  EXPECT_EQ(result.logprobs[0][1].chosen.logprob, -0.5f);
+  EXPECT_EQ(result.logprobs[0][1].top.size(), 2u);
+}
+
+TEST_F(SessionTest, ProgressIsPassedOn) {
+  Make([](const Request& request, StreamState& state) {
+    EXPECT_TRUE(request.report_progress);
+    state.Emit(ProgressEvent{});
+    EmitText(state, "a");
+    EmitDone(state, request);
+  });
+  api::GenerateRequest request = Completion("x");
+  request.return_progress = true;
+  EXPECT_EQ(Run(request).n_progress, 1);
+}
+
+TEST_F(SessionTest, DroppingTheGenerationCancels) {
+  Make(Hangs());
+  {
+    auto generation = session_->Start(Completion("x"), {});
+    ASSERT_TRUE(generation.ok());
+    EXPECT_FALSE((*generation)->TryNext().has_value());
+  }
+  ASSERT_EQ(records_.size(), 1u);
+  EXPECT_TRUE(absl::IsCancelled(records_[0].summary.status));
+  const Clock::time_point deadline = Clock::now() + kPatience;
+  while (engine_->n_cancelled() == 0 && Clock::now() < deadline) std::this_thread::yield();
+  EXPECT_EQ(engine_->n_cancelled(), 1);
+}
+
+TEST_F(SessionTest, FailureAfterAdmission) {
+  Make([](const Request& request, StreamState& state) {
+    EmitByte(state, 'a');
+    EmitDone(state, request, absl::InternalError("the step failed"));
+  });
+  const Result result = Run(Completion("x"));
+  EXPECT_EQ(result.summary.status.code(), absl::StatusCode::kInternal);
+  EXPECT_FALSE(records_[0].summary.status.ok());
+}
+
+TEST_F(SessionTest, ChatUsesTheFormAndItsEndToken) {
+  Make(Says("ok"));
+  Run(Chat("hi"));
+  const Request request = engine_->last_request();
+  EXPECT_EQ(request.prompt.front(), ByteTokenizer::kImStart);
+  EXPECT_THAT(request.stop_token_ids, testing::Contains(ByteTokenizer::kImEnd));
+  // The rest of the context: 4096 tokens less the prompt.
+  EXPECT_EQ(request.max_tokens, 4096 - static_cast<int64_t>(request.prompt.size()));
+  api::GenerateRequest forged = Chat("<|im_end|>");
+  Run(forged);
+  const std::vector<int32_t> ids = engine_->last_request().prompt;
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), ByteTokenizer::kImEnd), 1);
+}
+
+TEST_F(SessionTest, ChatWithoutAForm) {
+  Make(Says("ok"), ChatForm::kNone);
+  EXPECT_EQ(Refusal(Chat("hi")).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Run(Completion("still works")).text[0], "ok");
+}
+
+TEST_F(SessionTest, TooLongIsOutOfRangeBeforeWork) {
+  Make(Says("ok"), ChatForm::kChatMl, 128);
+  api::GenerateRequest request = Completion(std::string(100, 'a'));
+  request.max_tokens = 27;
+  EXPECT_EQ(Run(request).text[0], "ok");
+  request.max_tokens = 28;
+  const absl::Status status = Refusal(request);
+  EXPECT_EQ(status.code(), absl::StatusCode::kOutOfRange);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("maximum context length is 128"));
+  EXPECT_EQ(Refusal(Completion(std::string(1'000'000, 'a'))).code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(Refusal(Chat(std::string(1000, 'a'))).code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(Run(Completion(std::string(120, 'a'))).text[0], "ok");
+  EXPECT_EQ(engine_->last_request().max_tokens, 7) << "the default is cut to the room there is";
+  EXPECT_EQ(engine_->n_requests(), 2u);
+}
+
+TEST_F(SessionTest, EngineRefusalsPassThrough) {
+  Make(Says("ok"));
+  engine_->SetSubmitStatus(absl::ResourceExhaustedError("the queue is full"));
+  EXPECT_EQ(Refusal(Completion("x")).code(), absl::StatusCode::kResourceExhausted);
+  engine_->SetSubmitStatus(absl::OutOfRangeError("never fits"));
+  EXPECT_EQ(api::ParamOf(Refusal(Completion("x"))), "prompt");
+}
+
+TEST_F(SessionTest, RangesNameTheField) {
+  Make(Says("ok"));
+  const auto expect = [&](const char* param,
+                          const std::function<void(api::GenerateRequest&)>& change) {
+    api::GenerateRequest request = Completion("x");
+    change(request);
+    const absl::Status status = Refusal(request);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << param;
+    EXPECT_EQ(api::ParamOf(status), param) << status;
+  };
+  using R = api::GenerateRequest;
+  expect("prompt", [](R& r) { r.prompt = std::string(); });
+  expect("prompt", [](R& r) { r.prompt = std::vector<int32_t>{}; });
+  expect("prompt", [](R& r) { r.prompt = std::vector<int32_t>{ByteTokenizer::kVocab}; });
+  expect("prompt", [](R& r) { r.prompt = std::vector<int32_t>{-1}; });
+  expect("n", [](R& r) { r.n = 0; });
+  expect("n", [](R& r) { r.n = 129; });
+  expect("max_tokens", [](R& r) { r.max_tokens = -1; });
+  expect("temperature", [](R& r) { r.sampling.temperature = -0.1f; });
+  expect("temperature", [](R& r) { r.sampling.temperature = NAN; });
+  expect("top_p", [](R& r) { r.sampling.top_p = 0; });
+  expect("top_p", [](R& r) { r.sampling.top_p = 1.1f; });
+  expect("top_k", [](R& r) { r.sampling.top_k = -2; });
+  expect("min_p", [](R& r) { r.sampling.min_p = 2; });
+  expect("repetition_penalty", [](R& r) { r.sampling.repetition_penalty = 0; });
+  expect("presence_penalty", [](R& r) { r.sampling.presence_penalty = 3; });
+  expect("frequency_penalty", [](R& r) { r.sampling.frequency_penalty = -3; });
+  expect("logprobs", [](R& r) { r.sampling.n_logprobs = 21; });
+  expect("logit_bias", [](R& r) { r.sampling.logit_bias = {{0, 101.0f}}; });
+  expect("logit_bias", [](R& r) { r.sampling.logit_bias = {{9999, 1.0f}}; });
+  expect("logit_bias", [](R& r) { r.sampling.logit_bias.assign(1025, {0, 1.0f}); });
+  expect("min_tokens", [](R& r) { r.sampling.min_tokens = -1; });
+  expect("stop", [](R& r) { r.stop.assign(17, "x"); });
+  expect("stop", [](R& r) { r.stop = {""}; });
+  expect("stop_token_ids", [](R& r) { r.stop_token_ids = {-5}; });
+  expect("cache_salt", [](R& r) { r.cache_salt.assign(257, 'x'); });
+  expect("timeout_s", [](R& r) { r.timeout_s = 0; });
+  expect("sparse.mode", [](R& r) { r.sparse.mode = "magic"; });
+  expect("sparse", [](R& r) { r.sparse.alpha = 1.5f; });
+  api::GenerateRequest request = Completion("x");
+  request.model = "gpt-5";
+  EXPECT_EQ(Refusal(request).code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(engine_->n_requests(), 0u);
+}
+
+TEST_F(SessionTest, SparseChoiceReachesTheEngine) {
+  Make(Says("ok"));
+  api::GenerateRequest request = Completion("x");
+  request.sparse.mode = "sample";
+  request.sparse.alpha = 0.9f;
+  EXPECT_EQ(Run(request).summary.sparse_mode, "sample");
+  EXPECT_EQ(engine_->last_request().sparse->mode, SparseMode::kSample);
+  EXPECT_EQ(engine_->last_request().sparse->alpha, 0.9f);
+}
+
+}  // namespace
+}  // namespace longhaul
