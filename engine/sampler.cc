@@ -169,9 +169,9 @@ void Sampler::FillLogprobs(std::span<const float> logits, Sampled& sampled) {
   for (float logit : logits) {
     if (!std::isnan(logit)) sum += std::exp(double{logit} - double{best});
   }
-  const double log_sum = double{best} + std::log(sum);
+  const double log_sum = std::log(sum);
   const auto logprob = [&](int32_t token) {
-    return static_cast<float>(NanToNever(logits[token]) - log_sum);
+    return static_cast<float>(double{NanToNever(logits[token])} - double{best} - log_sum);
   };
   sampled.logprob = logprob(sampled.token);
   if (params_.n_logprobs <= 0) return;
