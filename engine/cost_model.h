@@ -23,6 +23,7 @@ class OnlineFit {
   explicit OnlineFit(int n_terms);
   void Observe(std::span<const double> x, double y);
   double Predict(std::span<const double> x) const;
+  bool observed() const { return observed_; }
 
  private:
   void Solve();
@@ -68,6 +69,8 @@ class CostModel {
   static PrefillWork EpochWork(const SparseOptions& options, const DensityModel& density,
                                int64_t begin, int64_t end);
 
+  // False until a slice was measured: predictions rest on the guess alone.
+  bool learned() const { return prefill_.observed(); }
   double PrefillUs(const PrefillWork& work) const;
   void ObservePrefill(const PrefillWork& work, double elapsed_us);
 

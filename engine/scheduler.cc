@@ -319,6 +319,7 @@ int64_t Scheduler::EtaUs(const Sequence& sequence) const {
 // In the queue: everything ahead, then its own prefill. How long running answers hold pages that it
 // may wait for is not known.
 int64_t Scheduler::QueuedEtaUs(const Sequence& sequence) const {
+  if (!cost_.learned()) return -1;
   double total_us = cost_.PrefillUs(sequence.later_work);
   for (const SequencePtr& other : running_) {
     if (other->prefilling()) total_us += RemainingUs(*other);

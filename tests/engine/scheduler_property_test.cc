@@ -28,7 +28,7 @@ class RecordingSink : public EventSink {
     } else if (auto* progress = std::get_if<ProgressEvent>(&event)) {
       EXPECT_LE(last_progress, progress->processed_tokens);
       EXPECT_LE(progress->processed_tokens, progress->total_tokens);
-      EXPECT_GE(progress->eta_us, 0);
+      EXPECT_GE(progress->eta_us, progress->phase == Phase::kQueued ? -1 : 0);
       last_progress = progress->processed_tokens;
       ++n_progress;
     } else {

@@ -378,6 +378,7 @@ TEST_F(SchedulerTest, EtaIsRightFromATenthOn) {
   RunUntilIdle();
   ASSERT_GT(sink->progress.size(), 100u);
   EXPECT_EQ(sink->progress.front().second.phase, Phase::kQueued);
+  EXPECT_EQ(sink->progress.front().second.eta_us, -1) << "nothing was measured yet";
   EXPECT_EQ(sink->progress.back().second.phase, Phase::kDecode);
   EXPECT_EQ(sink->progress.back().second.processed_tokens, 32'768);
   for (const auto& [at_us, progress] : sink->progress) {
