@@ -17,7 +17,6 @@
 #include "server/grpc_convert.h"
 #include "server/grpc_generate.h"
 #include "server/task_queue.h"
-#include "server/text/chat_template.h"
 
 namespace longhaul {
 namespace {
@@ -34,7 +33,6 @@ class GrpcServerImpl final : public GrpcServer, private v1::Inference::CallbackS
       : options_(options),
         session_(session),
         keys_(options.api_keys),
-        chat_form_(DetectChatForm(session->config().model_dir, session->tokenizer())),
         workers_(options.n_workers, options.max_pending_starts),
         // Unbounded: at most a task per running call, and a lost one would stall its stream.
         deliverer_(std::make_shared<TaskQueue>(1, std::numeric_limits<int64_t>::max())) {}
@@ -81,7 +79,6 @@ class GrpcServerImpl final : public GrpcServer, private v1::Inference::CallbackS
   const GrpcOptions options_;
   Session* const session_;
   const ApiKeys keys_;
-  const ChatForm chat_form_;
   TaskQueue workers_;
   std::shared_ptr<TaskQueue> deliverer_;
   int port_ = 0;
@@ -207,24 +204,21 @@ grpc::ServerUnaryReactor* GrpcServerImpl::Tokenize(grpc::CallbackServerContext* 
 
 absl::Status GrpcServerImpl::DoTokenize(const v1::TokenizeRequest& request,
                                         v1::TokenizeResponse& response) const {
-  const Tokenizer& tokenizer = session_->tokenizer();
-  std::vector<int32_t> ids;
+  api::Prompt input;
   switch (request.input_case()) {
-    case v1::TokenizeRequest::kText: {
-      const bool add_bos = !request.has_add_special_tokens() || request.add_special_tokens();
-      const auto special = request.parse_special() ? SpecialTokens::kParse : SpecialTokens::kText;
-      LH_ASSIGN_OR_RETURN(ids, tokenizer.Encode(request.text(), add_bos, special));
+    case v1::TokenizeRequest::kText:
+      input = request.text();
       break;
-    }
-    case v1::TokenizeRequest::kMessages: {
-      LH_ASSIGN_OR_RETURN(ids,
-                          ApplyChatTemplate(chat_form_, tokenizer, FromProto(request.messages())));
+    case v1::TokenizeRequest::kMessages:
+      input = FromProto(request.messages());
       break;
-    }
     case v1::TokenizeRequest::INPUT_NOT_SET:
       return absl::InvalidArgumentError("input: missing; set one of text, messages");
   }
+  const bool add_special = !request.has_add_special_tokens() || request.add_special_tokens();
+  LH_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, session_->Tokenize(input, add_special));
   if (request.return_tokens()) {
+    const Tokenizer& tokenizer = session_->tokenizer();
     for (const int32_t id : ids) response.add_tokens(std::string(tokenizer.TokenBytes(id)));
   }
   response.mutable_ids()->Add(ids.begin(), ids.end());
