@@ -44,10 +44,11 @@ absl::StatusOr<std::unique_ptr<RegexSplitter>> RegexSplitter::Compile(const std:
   }
   int error = 0;
   PCRE2_SIZE offset = 0;
+  // ALT_BSUX: Oniguruma's \uHHHH.
+  constexpr uint32_t kOptions = PCRE2_UTF | PCRE2_UCP | PCRE2_ALT_BSUX | PCRE2_NEVER_BACKSLASH_C;
   auto code = std::make_unique<Code>();
   code->pattern.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                                    PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error,
-                                    &offset, nullptr));
+                                    kOptions, &error, &offset, nullptr));
   if (code->pattern == nullptr) {
     return absl::UnimplementedError(fmt::format("the pattern {} does not compile: {} at offset {}",
                                                 pattern, ErrorText(error), offset));
