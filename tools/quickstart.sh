@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# From a fresh Debian 12 to an answer out of a long prompt: installs packages, builds, serves models/lookup
+# on a free port, and asks it for a key hidden in N tokens, with dense and with sparse prefill.
+#   tools/quickstart.sh [--tokens N] [--depth D] [--seed S]
+# The last line of the output is one JSON object with the numbers.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+case "${1:-}" in
+  -h|--help) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0 ;;
+esac
+
+tools/setup.sh
+echo "building"
+log=build/quickstart-build.log
+mkdir -p build
+if ! { cmake --preset cpu -DLONGHAUL_TESTS=OFF -B build/release && cmake --build build/release --target longhaul; } >"$log" 2>&1; then
+  tail -n 50 "$log" >&2
+  echo "the build failed; the whole log is $log" >&2
+  exit 1
+fi
+
+exec python3 tools/quickstart.py --binary build/release/server/longhaul "$@"
