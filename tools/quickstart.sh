@@ -14,10 +14,10 @@ tools/setup.sh
 echo "building"
 log=build/quickstart-build.log
 mkdir -p build
-if ! { cmake --preset cpu -DLONGHAUL_TESTS=OFF -B build/release && cmake --build build/release --target longhaul; } >"$log" 2>&1; then
+if ! { cmake --preset cpu && cmake --build --preset cpu --target longhaul; } >"$log" 2>&1; then
   tail -n 50 "$log" >&2
   echo "the build failed; the whole log is $log" >&2
   exit 1
 fi
 
-exec python3 tools/quickstart.py --binary build/release/server/longhaul "$@"
+exec python3 tools/quickstart.py --binary build/cpu/server/longhaul "$@"
