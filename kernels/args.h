@@ -37,7 +37,7 @@ struct RmsNormArgs {
 struct LinearArgs {
   TensorView x;                          // [T, n_in] f32
   const LinearWeight* weight = nullptr;  // [n_out, n_in]
-  TensorView bias;                       // [n_out] f32, or empty
+  TensorView bias = {};                  // [n_out] f32, or empty
   bool accumulate = false;               // true: add to y (residual stream)
   TensorView y;                          // [T, n_out] f32, written
 };
@@ -76,7 +76,7 @@ struct AttendDenseArgs {
   float scale = 0;                       // 1 / sqrt(D)
   const uint8_t* head_mask = nullptr;    // [H] only heads with a nonzero byte are computed; null = all
   TensorView out;                        // [T, H, D] f32, written
-  TensorView lse;                        // [T, H] f32 natural log-sum-exp of scaled scores; or empty
+  TensorView lse = {};                   // [T, H] f32 natural log-sum-exp of scaled scores; or empty
 };
 
 // One decode row per sequence: row b attends to all kvs[b].n_tokens keys.
@@ -134,7 +134,7 @@ struct SampleMassArgs {
   TensorView lse_full;                 // [H, R] f32 from pass 1
   TensorView mass_sum;                 // [heads, N] f32, written: sum over voting rows of p(row, key)
   TensorView mass_max;                 // [heads, N] f32, written: maximum over voting rows
-  TensorView band_mass;                // [heads, ceil(N / 64)] f32, written; or empty (no bands)
+  TensorView band_mass = {};           // [heads, ceil(N / 64)] f32, written; or empty (no bands)
 };
 
 enum class HeadKind : int32_t {
@@ -186,7 +186,7 @@ struct SelectKeysArgs {
   TensorView lse_local;                  // [H, R] f32
   TensorView mass_sum;                   // [heads, N] f32
   TensorView mass_max;                   // [heads, N] f32
-  TensorView band_mass;                  // [heads, ceil(N / 64)] f32, or empty
+  TensorView band_mass = {};             // [heads, ceil(N / 64)] f32, or empty
   const float* alpha = nullptr;          // [H] target share of the voting rows' mass, 0..1; 1 = dense
   const uint8_t* skip = nullptr;         // [H] heads left alone, from SelectStreaming; null = none
   float keep_max = 2.0f;                 // above 1: off

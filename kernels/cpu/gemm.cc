@@ -60,15 +60,15 @@ class PackedWeight : public LinearWeight {
   Buffer storage;  // of all panels
 };
 
-// Everything that a primitive is specialised on.
+// Everything that a primitive is specialised on. x, y and the panel are dense: with a stride wider
+// than the row oneDNN 2.6 leaves its fast path for a scalar loop, a thousand times slower.
 struct MatmulShape {
-  int64_t m, n, k, x_stride, y_stride;
-  bool bias, accumulate;
+  int64_t m, n, k;
   auto operator<=>(const MatmulShape&) const = default;
 };
 
-memory::desc MatrixDesc(int64_t rows, int64_t columns, int64_t row_stride) {
-  return memory::desc({rows, columns}, memory::data_type::f32, memory::dims{row_stride, 1});
+memory::desc MatrixDesc(int64_t rows, int64_t columns) {
+  return memory::desc({rows, columns}, memory::data_type::f32, memory::format_tag::ab);
 }
 
 dnnl::matmul::primitive_desc MakeMatmul(const MatmulShape& shape, const memory::desc& weight,
@@ -77,15 +77,8 @@ dnnl::matmul::primitive_desc MakeMatmul(const MatmulShape& shape, const memory::
   omp_set_num_threads(1);
   dnnl::primitive_attr attr;
   attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);  // one primitive runs on many threads
-  if (shape.accumulate) {
-    dnnl::post_ops ops;
-    ops.append_sum(1.0f);
-    attr.set_post_ops(ops);
-  }
-  const memory::desc x = MatrixDesc(shape.m, shape.k, shape.x_stride);
-  const memory::desc y = MatrixDesc(shape.m, shape.n, shape.y_stride);
-  if (!shape.bias) return {dnnl::matmul::desc(x, weight, y), attr, engine};
-  return {dnnl::matmul::desc(x, weight, MatrixDesc(1, shape.n, shape.n), y), attr, engine};
+  return {dnnl::matmul::desc(MatrixDesc(shape.m, shape.k), weight, MatrixDesc(shape.m, shape.n)),
+          attr, engine};
 }
 
 // A primitive with the memory objects of each thread, so that a call allocates nothing.
@@ -93,17 +86,16 @@ class Matmul {
  public:
   Matmul(const MatmulShape& shape, const memory::desc& weight, const dnnl::engine& engine,
          int n_threads)
-      : Matmul(MakeMatmul(shape, weight, engine), shape.bias, engine, n_threads) {}
+      : Matmul(MakeMatmul(shape, weight, engine), engine, n_threads) {}
 
-  void Run(int thread, dnnl::stream& stream, const float* x, const Panel& panel, const float* bias,
-           float* y) {
+  // y [m, n] = x [m, k] * panel.
+  void Run(int thread, dnnl::stream& stream, const float* x, const Panel& panel, float* y) {
     PerThread& t = threads_[thread];
     Bind(t.args[0], x);
     Bind(t.args[1], panel.data);
     Bind(t.args[2], y);
-    if (n_args_ == 5) Bind(t.args[4], bias);
-    const dnnl_status_t status =
-        dnnl_primitive_execute(primitive_.get(), stream.get(), n_args_, t.args.data());
+    const dnnl_status_t status = dnnl_primitive_execute(
+        primitive_.get(), stream.get(), static_cast<int>(t.args.size()), t.args.data());
     LH_CHECK(status == dnnl_success);
   }
 
@@ -111,22 +103,20 @@ class Matmul {
   struct PerThread {
     std::vector<memory> memories;
     std::vector<std::byte> scratch;
-    std::array<dnnl_exec_arg_t, 5> args;
+    std::array<dnnl_exec_arg_t, 4> args;
   };
 
-  Matmul(const dnnl::matmul::primitive_desc& pd, bool bias, const dnnl::engine& engine,
-         int n_threads)
-      : primitive_(pd), n_args_(bias ? 5 : 4), threads_(n_threads) {
+  Matmul(const dnnl::matmul::primitive_desc& pd, const dnnl::engine& engine, int n_threads)
+      : primitive_(pd), threads_(n_threads) {
+    constexpr std::array<int, 4> kSlots = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST,
+                                           DNNL_ARG_SCRATCHPAD};
     for (PerThread& t : threads_) {
       t.scratch.resize(pd.scratchpad_desc().get_size());
       t.memories = {memory(pd.src_desc(), engine, nullptr),
                     memory(pd.weights_desc(), engine, nullptr),
                     memory(pd.dst_desc(), engine, nullptr),
                     memory(pd.scratchpad_desc(), engine, t.scratch.data())};
-      if (bias) t.memories.emplace_back(pd.bias_desc(), engine, nullptr);
-      constexpr std::array<int, 5> kSlots = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST,
-                                             DNNL_ARG_SCRATCHPAD, DNNL_ARG_BIAS};
-      for (int i = 0; i < n_args_; ++i) t.args[i] = {kSlots[i], t.memories[i].get()};
+      for (size_t i = 0; i < kSlots.size(); ++i) t.args[i] = {kSlots[i], t.memories[i].get()};
     }
   }
 
@@ -135,15 +125,35 @@ class Matmul {
   }
 
   dnnl::matmul primitive_;
-  int n_args_;
   std::vector<PerThread> threads_;
 };
+
+// y (+)= tile + bias for the rows and columns of one tile, while it is still in the L2 cache.
+void StoreTile(const float* tile, int64_t n_rows, const Panel& panel, int64_t row_begin,
+               const LinearArgs& args) {
+  const float* bias = args.bias.empty() ? nullptr : args.bias.As<float>() + panel.begin;
+  for (int64_t r = 0; r < n_rows; ++r) {
+    const float* __restrict in = tile + r * panel.n;
+    float* __restrict y = args.y.Row<float>(row_begin + r) + panel.begin;
+    if (bias == nullptr && !args.accumulate) {
+      std::memcpy(y, in, panel.n * sizeof(float));
+    } else if (bias == nullptr) {
+      for (int64_t i = 0; i < panel.n; ++i) y[i] += in[i];
+    } else if (!args.accumulate) {
+      for (int64_t i = 0; i < panel.n; ++i) y[i] = in[i] + bias[i];
+    } else {
+      for (int64_t i = 0; i < panel.n; ++i) y[i] += in[i] + bias[i];
+    }
+  }
+}
 
 }  // namespace
 
 struct CpuGemm::Impl {
   explicit Impl(ThreadPool* thread_pool)
-      : pool(thread_pool), streams(thread_pool->n_threads(), dnnl::stream(engine)) {
+      : pool(thread_pool),
+        streams(thread_pool->n_threads(), dnnl::stream(engine)),
+        tiles(thread_pool->n_threads()) {
     for (dnnl::stream& stream : streams) stream = dnnl::stream(engine);
   }
 
@@ -163,15 +173,23 @@ struct CpuGemm::Impl {
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   ThreadPool* pool;
   std::vector<dnnl::stream> streams;  // one per thread
-  // A weight's packed format follows from its shape alone, so the shape identifies the primitive.
+  // A panel's packed format follows from n and k alone, so the shape identifies the primitive.
   std::map<MatmulShape, Matmul> matmuls;
 
   struct WorkItem {
     Matmul* matmul;
     const Panel* panel;
     int64_t row_begin;
+    int64_t n_rows;
   };
+  void RunItem(const LinearArgs& args, const WorkItem& item, int thread);
   std::vector<WorkItem> items;  // of the current call; kept for its memory
+
+  struct Tiles {
+    std::vector<float> x;  // rows of a strided x, gathered
+    std::vector<float> y;  // [m, n] before bias and accumulation
+  };
+  std::vector<Tiles> tiles;  // one per thread, grown to a high-water mark
 };
 
 CpuGemm::CpuGemm(ThreadPool* pool) : impl_(std::make_unique<Impl>(pool)) {}
@@ -186,8 +204,7 @@ std::unique_ptr<PackedWeight> CpuGemm::Impl::Prepare(TensorView weight, absl::St
   std::vector<int64_t> offsets;
   for (int64_t begin = 0; begin < packed->n_out; begin += width) {
     const int64_t n = std::min(width, packed->n_out - begin);
-    const MatmulShape shape{kMaxBlockRows, n,     packed->n_in, packed->n_in,
-                            packed->n_out, false, false};
+    const MatmulShape shape{kMaxBlockRows, n, packed->n_in};
     const memory::desc any({packed->n_in, n}, memory::data_type::f32, memory::format_tag::any);
     const memory::desc desc = MakeMatmul(shape, any, engine).weights_desc();
     packed->panels.push_back({begin, n, desc, nullptr});
@@ -234,6 +251,31 @@ absl::StatusOr<std::unique_ptr<LinearWeight>> CpuGemm::Prepare(TensorView weight
   }
 }
 
+void CpuGemm::Impl::RunItem(const LinearArgs& args, const WorkItem& item, int thread) {
+  const Panel& panel = *item.panel;
+  const int64_t n_in = args.x.dim(1);
+  const float* x = args.x.Row<float>(item.row_begin);
+  Tiles& tile = tiles[thread];
+  if (item.n_rows > 1 && args.x.stride(0) != n_in) {
+    tile.x.resize(std::max<size_t>(tile.x.size(), item.n_rows * n_in));
+    for (int64_t r = 0; r < item.n_rows; ++r) {
+      std::memcpy(&tile.x[r * n_in], args.x.Row<float>(item.row_begin + r), n_in * sizeof(float));
+    }
+    x = tile.x.data();
+  }
+  omp_set_num_threads(1);  // of this thread; a store when it is set already
+  const bool direct =
+      args.bias.empty() && !args.accumulate && (item.n_rows == 1 || args.y.stride(0) == panel.n);
+  if (direct) {
+    float* y = args.y.Row<float>(item.row_begin) + panel.begin;
+    item.matmul->Run(thread, streams[thread], x, panel, y);
+    return;
+  }
+  tile.y.resize(std::max<size_t>(tile.y.size(), item.n_rows * panel.n));
+  item.matmul->Run(thread, streams[thread], x, panel, tile.y.data());
+  StoreTile(tile.y.data(), item.n_rows, panel, item.row_begin, args);
+}
+
 void CpuGemm::Linear(const LinearArgs& args) {
   CheckArgs(args);
   const auto& weight = static_cast<const PackedWeight&>(*args.weight);
@@ -243,24 +285,10 @@ void CpuGemm::Linear(const LinearArgs& args) {
   for (const Panel& panel : weight.panels) {
     for (int64_t row = 0, m; row < n_rows; row += m) {
       m = BlockRows(n_rows - row);
-      const MatmulShape shape{m,
-                              panel.n,
-                              weight.n_in,
-                              args.x.stride(0),
-                              args.y.stride(0),
-                              !args.bias.empty(),
-                              args.accumulate};
-      items.push_back({&impl_->Get(shape, panel.desc), &panel, row});
+      items.push_back({&impl_->Get({m, panel.n, weight.n_in}, panel.desc), &panel, row, m});
     }
   }
-  const auto run = [&](int64_t i, int thread) {
-    const Impl::WorkItem& item = items[i];
-    const int64_t column = item.panel->begin;
-    const float* bias = args.bias.empty() ? nullptr : args.bias.As<float>() + column;
-    omp_set_num_threads(1);  // of this thread; a store when it is set already
-    item.matmul->Run(thread, impl_->streams[thread], args.x.Row<float>(item.row_begin), *item.panel,
-                     bias, args.y.Row<float>(item.row_begin) + column);
-  };
+  const auto run = [&](int64_t i, int thread) { impl_->RunItem(args, items[i], thread); };
   const double n_weights = static_cast<double>(weight.n_out) * static_cast<double>(weight.n_in);
   const double estimate_us = n_weights * std::max(4 / 50e3, 2.0 * n_rows / 250e3);
   if (estimate_us < kSerialMicroseconds) {

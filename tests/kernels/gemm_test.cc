@@ -1,0 +1,156 @@
+// Linear layers of every host backend against the reference.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "tests/testing/compare.h"
+
+namespace longhaul {
+namespace {
+
+using testing::IsClose;
+using testing::Random;
+using testing::View;
+
+class GemmTest : public ::testing::TestWithParam<BackendKind> {
+ protected:
+  std::unique_ptr<Backend> backend_ = CreateBackend(GetParam(), /*n_threads=*/3).value();
+  std::unique_ptr<Backend> ref_ = CreateRefBackend();
+};
+
+INSTANTIATE_TEST_SUITE_P(Backends, GemmTest, ::testing::Values(BackendKind::kCpu));
+
+// A random matrix [n_out, n_in] in `dtype`.
+class Matrix {
+ public:
+  Matrix(int64_t n_out, int64_t n_in, DType dtype, uint64_t seed)
+      : n_out_(n_out), n_in_(n_in), dtype_(dtype) {
+    Random random(seed);
+    storage_.resize(n_out * n_in);
+    for (int64_t i = 0; i < n_out * n_in; ++i) {
+      const float x = random.Normal();
+      if (dtype == DType::kF32) {
+        reinterpret_cast<float*>(storage_.data())[i] = x;
+      } else if (dtype == DType::kBF16) {
+        reinterpret_cast<BF16*>(storage_.data())[i] = ToBF16(x);
+      } else {  // exponent of 1/4 to 2, any mantissa
+        reinterpret_cast<F16*>(storage_.data())[i] = {
+            static_cast<uint16_t>((random.Next() & 0x8fffu) + 0x3400u)};
+      }
+    }
+  }
+  TensorView view() { return TensorView(storage_.data(), dtype_, {n_out_, n_in_}); }
+
+ private:
+  int64_t n_out_, n_in_;
+  DType dtype_;
+  std::vector<uint32_t> storage_;
+};
+
+struct Shape {
+  int64_t m, n, k;
+};
+
+TEST_P(GemmTest, MatchesReference) {
+  const Shape shapes[] = {{1, 1, 1},    {1, 3, 17},    {3, 17, 113},  {17, 113, 3},  {113, 64, 64},
+                          {1, 300, 64}, {64, 257, 80}, {2, 1000, 33}, {400, 70, 96}, {0, 5, 5}};
+  for (const auto& [m, n, k] : shapes) {
+    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+      for (int variant = 0; variant < 4; ++variant) {
+        const bool accumulate = variant & 1, with_bias = variant & 2;
+        Matrix weight(n, k, dtype, m + n + k);
+        Random random(variant);
+        std::vector<float> x = random.Normals(m * k), bias = random.Normals(n);
+        std::vector<float> actual = random.Normals(m * n), expected = actual;
+        if (!accumulate) actual.assign(actual.size(), NAN);  // must not be read
+        const auto prepared = backend_->PrepareLinear(weight.view()).value();
+        const auto ref_prepared = ref_->PrepareLinear(weight.view()).value();
+        EXPECT_EQ(prepared->n_out, n);
+        EXPECT_EQ(prepared->n_in, k);
+        EXPECT_GE(prepared->n_bytes, n * k * 4);
+        LinearArgs args{.x = View(x, {m, k}),
+                        .weight = prepared.get(),
+                        .bias = with_bias ? View(bias, {n}) : TensorView(),
+                        .accumulate = accumulate,
+                        .y = View(actual, {m, n})};
+        backend_->Linear(args);
+        args.weight = ref_prepared.get();
+        args.y = View(expected, {m, n});
+        ref_->Linear(args);
+        EXPECT_TRUE(IsClose(actual, expected, DType::kF32, 2e-6 * k + 2e-6))
+            << m << " x " << n << " x " << k << " " << DTypeName(dtype) << " variant " << variant;
+      }
+    }
+  }
+}
+
+TEST_P(GemmTest, StridedRowsLeaveTheirNeighboursAlone) {
+  constexpr int64_t kRows = 70, kIn = 48, kOut = 96;
+  Matrix weight(kOut, kIn, DType::kBF16, 3);
+  const auto prepared = backend_->PrepareLinear(weight.view()).value();
+  const auto ref_prepared = ref_->PrepareLinear(weight.view()).value();
+  Random random(4);
+  std::vector<float> x = random.Normals(kRows * 3 * kIn), actual(kRows * 2 * kOut, 7.0f),
+                     expected = actual;
+  LinearArgs args{.x = View(x, {kRows, 3 * kIn}).Columns(kIn, 2 * kIn),
+                  .weight = prepared.get(),
+                  .y = View(actual, {kRows, 2 * kOut}).Columns(kOut, 2 * kOut)};
+  backend_->Linear(args);
+  args.weight = ref_prepared.get();
+  args.y = View(expected, {kRows, 2 * kOut}).Columns(kOut, 2 * kOut);
+  ref_->Linear(args);
+  EXPECT_TRUE(IsClose(actual, expected, DType::kF32, 1e-4));
+}
+
+// The source of a weight is a file mapping that goes away.
+TEST_P(GemmTest, PreparedWeightOutlivesItsSource) {
+  auto weight = std::make_unique<Matrix>(80, 40, DType::kF32, 3);
+  const auto prepared = backend_->PrepareLinear(weight->view()).value();
+  const auto ref_prepared = ref_->PrepareLinear(weight->view()).value();
+  std::fill_n(weight->view().As<float>(), 80 * 40, NAN);
+  weight.reset();
+  std::vector<float> x(40, 1.0f), actual(80), expected(80);
+  backend_->Linear({.x = View(x, {1, 40}), .weight = prepared.get(), .y = View(actual, {1, 80})});
+  ref_->Linear({.x = View(x, {1, 40}), .weight = ref_prepared.get(), .y = View(expected, {1, 80})});
+  EXPECT_TRUE(IsClose(actual, expected, DType::kF32, 1e-4));
+}
+
+// What the prefix cache and batching build on: the rows around a row do not change its bits.
+TEST_P(GemmTest, RowsDoNotDependOnTheBatch) {
+  constexpr int64_t kRows = 300, kIn = 520, kOut = 330;
+  Matrix weight(kOut, kIn, DType::kF32, 8);
+  const auto prepared = backend_->PrepareLinear(weight.view()).value();
+  Random random(2);
+  std::vector<float> x = random.Normals(kRows * kIn), all(kRows * kOut);
+  backend_->Linear(
+      {.x = View(x, {kRows, kIn}), .weight = prepared.get(), .y = View(all, {kRows, kOut})});
+  for (int64_t m : {1, 2, 5, 33, 100, 257}) {
+    std::vector<float> some(m * kOut);
+    backend_->Linear({.x = View(x, {kRows, kIn}).Slice(7, 7 + m),
+                      .weight = prepared.get(),
+                      .y = View(some, {m, kOut})});
+    const std::vector<float> same(all.begin() + 7 * kOut, all.begin() + (7 + m) * kOut);
+    EXPECT_EQ(some, same) << m << " rows";
+  }
+}
+
+TEST_P(GemmTest, RepeatedCallsAgree) {
+  constexpr int64_t kRows = 600, kIn = 256, kOut = 512;
+  Matrix weight(kOut, kIn, DType::kF32, 8);
+  const auto prepared = backend_->PrepareLinear(weight.view()).value();
+  Random random(2);
+  std::vector<float> x = random.Normals(kRows * kIn), first(kRows * kOut), again(kRows * kOut);
+  LinearArgs args{
+      .x = View(x, {kRows, kIn}), .weight = prepared.get(), .y = View(first, {kRows, kOut})};
+  backend_->Linear(args);
+  args.y = View(again, {kRows, kOut});
+  for (int i = 0; i < 5; ++i) {
+    backend_->Linear(args);
+    ASSERT_EQ(first, again);
+  }
+}
+
+}  // namespace
+}  // namespace longhaul
