@@ -71,6 +71,7 @@ class TableFlags {
     }
     if (!std::holds_alternative<std::vector<std::string> ServerConfig::*>(flag.target)) {
       option->take_last();  // scripts append what they override
+      if (option->get_expected_max() > 0) option->expected(1);
     }
     option->group("Settings");
   }
