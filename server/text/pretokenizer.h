@@ -1,6 +1,6 @@
 // PreTokenizer: cuts a text into the pieces inside which BPE may merge. The patterns of GPT-2,
-// Llama-3 and Qwen2 run on hand-written matchers (about ten times PCRE2's speed); any other pattern
-// runs on PCRE2. Immutable after construction; any thread.
+// Llama-3 and Qwen2 run on hand-written matchers (5 MB in 17 ms, PCRE2 with JIT 48 ms); any other
+// pattern runs on PCRE2. Immutable after construction; any thread.
 #pragma once
 
 #include <cstdint>

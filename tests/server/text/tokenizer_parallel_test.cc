@@ -21,6 +21,9 @@ TEST_P(TokenizerParallelTest, ThreadsDoNotChangeIds) {
   }
 }
 
+// A Metaspace with prepend_scheme "first" gives "x" and " x" the same ids, and decodes both as "x".
+bool LosesFirstSpace(std::string_view folder) { return folder == "mistral_control"; }
+
 TEST_P(TokenizerParallelTest, DecodeGivesTheTextBack) {
   const auto tokenizer = LoadGolden(GetParam());
   for (uint32_t seed = 1; seed <= 300; ++seed) {
@@ -28,6 +31,7 @@ TEST_P(TokenizerParallelTest, DecodeGivesTheTextBack) {
     const std::string decoded = tokenizer->Decode(EncodeOrFail(*tokenizer, text));
     // Qwen2 normalizes to NFC, and marks typed by a user become spaces in sentencepiece.
     if (std::string_view(GetParam()) == "qwen2" || text.find("▁") != std::string::npos) continue;
+    if (LosesFirstSpace(GetParam()) && text.starts_with(' ')) continue;
     ASSERT_EQ(decoded, text) << "seed " << seed;
   }
 }
@@ -38,7 +42,8 @@ TEST_P(TokenizerParallelTest, MegabytesWithoutABreakAreNotQuadratic) {
   for (int i = 0; i < 1 << 18; ++i) text.append("hello"[i % 5] == 'o' ? "zq" : "t");
   for (const std::string& run : {text, std::string(300000, ' '), std::string(300000, 'a')}) {
     const std::vector<int32_t> ids = EncodeOrFail(*tokenizer, run);
-    EXPECT_EQ(tokenizer->Decode(ids), run);
+    const size_t n_lost = LosesFirstSpace(GetParam()) && run.starts_with(' ') ? 1 : 0;
+    EXPECT_TRUE(tokenizer->Decode(ids) == run.substr(n_lost));
   }
 }
 
