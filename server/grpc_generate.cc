@@ -14,6 +14,9 @@ namespace longhaul {
 namespace {
 
 constexpr const char* kRequestIdKey = "x-request-id";
+// Deadlines that the session would accept as timeouts.
+constexpr double kMinDeadlineS = 0.001;
+constexpr double kMaxDeadlineS = 86400;
 
 int64_t MicrosSince(Clock::time_point begin) {
   return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin).count();
@@ -64,8 +67,12 @@ absl::StatusOr<std::unique_ptr<Generation>> GenerateCall::StartGeneration() {
   }
   context_->AddInitialMetadata(kRequestIdKey, request.request_id);
   if (const std::optional<double> left = SecondsLeft(*context_)) {
-    if (*left <= 0) return absl::DeadlineExceededError("the deadline passed before the start");
-    request.timeout_s = std::min(*left, request.timeout_s.value_or(*left));
+    if (*left < kMinDeadlineS)
+      return absl::DeadlineExceededError("no time is left before the deadline");
+    // A later one is gRPC's alone to watch.
+    if (*left < kMaxDeadlineS) {
+      request.timeout_s = std::min(*left, request.timeout_s.value_or(*left));
+    }
   }
   api::FrontPhases phases;
   phases.accepted = accepted_;

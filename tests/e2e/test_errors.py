@@ -48,8 +48,8 @@ def still_serving(server):
     (b'{"prompt": "a", "stop": ["1","2","3","4","5","6","7","8","9","10","11","12","13","14","15","16","17"]}', "stop"),
     (b'{"prompt": "a", "stream": "yes"}', "stream"),
     (b'{"prompt": "a", "sparse": {"mode": "fast"}}', "sparse.mode"),
-    (b'{"prompt": "a", "sparse": {"alpha": 0}}', "sparse.alpha"),
-    (b'{"prompt": "a", "sparse": {"alpha": 1.5}}', "sparse.alpha"),
+    (b'{"prompt": "a", "sparse": {"alpha": 0}}', "sparse"),
+    (b'{"prompt": "a", "sparse": {"alpha": 1.5}}', "sparse"),
     (b'{"prompt": "a", "logit_bias": {"999999": 1}}', "logit_bias"),
 ])
 def test_bad_completion_requests(server, body, param):
@@ -63,7 +63,7 @@ def test_bad_completion_requests(server, body, param):
 
 @pytest.mark.parametrize("body", [
     {"messages": []},
-    {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "user", "content": 7}]},
     {"messages": [{"role": "wizard", "content": "a"}]},
     {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
     {"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function", "function": {"name": "f"}}]},
