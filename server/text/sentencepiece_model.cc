@@ -1,53 +1,74 @@
 #include "server/text/sentencepiece_model.h"
 
-#include <sentencepiece_processor.h>
-
-#include <exception>
+#include <dlfcn.h>
 
 namespace longhaul {
+namespace {
 
-SentencePieceModel::SentencePieceModel(
-    std::unique_ptr<sentencepiece::SentencePieceProcessor> processor)
-    : processor_(std::move(processor)) {}
-SentencePieceModel::~SentencePieceModel() = default;
+constexpr size_t kErrorBytes = 512;
+
+// RTLD_DEEPBIND: the module and the libraries it needs look for symbols among themselves first.
+// The address sanitizer cannot be combined with it; its builds load the module plainly, which is
+// right as long as gRPC is not in the same program.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kLoadFlags = RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE;
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+constexpr int kLoadFlags = RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE;
+#else
+constexpr int kLoadFlags = RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE | RTLD_DEEPBIND;
+#endif
+#else
+constexpr int kLoadFlags = RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE | RTLD_DEEPBIND;
+#endif
+
+const spm::ModuleApi* LoadModule(std::string* error) {
+  void* module = dlopen(spm::kModuleFile, kLoadFlags);
+  void* entry = module == nullptr ? nullptr : dlsym(module, spm::kModuleEntry);
+  if (entry == nullptr) {
+    const char* reason = dlerror();
+    *error = std::string("cannot load the tokenizer module ") + spm::kModuleFile + ": " +
+             (reason == nullptr ? "unknown reason" : reason);
+    return nullptr;
+  }
+  return reinterpret_cast<const spm::ModuleApi* (*)()>(entry)();
+}
+
+}  // namespace
 
 std::unique_ptr<SentencePieceModel> SentencePieceModel::Load(std::string_view serialized,
                                                              std::string* error) {
-  try {
-    auto processor = std::make_unique<sentencepiece::SentencePieceProcessor>();
-    if (const auto status = processor->LoadFromSerializedProto(serialized); !status.ok()) {
-      *error = status.ToString();
-      return nullptr;
-    }
-    return std::unique_ptr<SentencePieceModel>(new SentencePieceModel(std::move(processor)));
-  } catch (const std::exception& e) {
-    *error = e.what();
+  const spm::ModuleApi* api = LoadModule(error);
+  if (api == nullptr) return nullptr;
+  std::string text(kErrorBytes, '\0');
+  void* model = api->load(serialized.data(), serialized.size(), text.data(), text.size());
+  if (model == nullptr) {
+    *error = text.c_str();
     return nullptr;
   }
+  return std::unique_ptr<SentencePieceModel>(new SentencePieceModel(api, model));
 }
+
+SentencePieceModel::~SentencePieceModel() { api_->destroy(model_); }
 
 bool SentencePieceModel::Encode(std::string_view text, std::vector<int32_t>* ids,
                                 std::string* error) const {
-  std::vector<int> result;
-  if (const auto status = processor_->Encode(text, &result); !status.ok()) {
-    *error = status.ToString();
-    return false;
+  const auto append = [](void* context, const int32_t* first, size_t n_ids) {
+    auto* result = static_cast<std::vector<int32_t>*>(context);
+    result->insert(result->end(), first, first + n_ids);
+  };
+  std::string reason(kErrorBytes, '\0');
+  if (api_->encode(model_, text.data(), text.size(), append, ids, reason.data(), reason.size())) {
+    return true;
   }
-  ids->insert(ids->end(), result.begin(), result.end());
-  return true;
+  *error = reason.c_str();
+  return false;
 }
 
-int32_t SentencePieceModel::n_pieces() const { return processor_->GetPieceSize(); }
-const std::string& SentencePieceModel::Piece(int32_t id) const { return processor_->IdToPiece(id); }
-int32_t SentencePieceModel::bos_id() const { return processor_->bos_id(); }
-int32_t SentencePieceModel::eos_id() const { return processor_->eos_id(); }
-
-SentencePieceModel::PieceKind SentencePieceModel::Kind(int32_t id) const {
-  if (processor_->IsControl(id)) return PieceKind::kControl;
-  if (processor_->IsUnknown(id)) return PieceKind::kUnknown;
-  if (processor_->IsByte(id)) return PieceKind::kByte;
-  if (processor_->IsUnused(id)) return PieceKind::kUnused;
-  return PieceKind::kNormal;
+std::string SentencePieceModel::Piece(int32_t id) const {
+  size_t n_bytes = 0;
+  const char* piece = api_->piece(model_, id, &n_bytes);
+  return std::string(piece, n_bytes);
 }
 
 }  // namespace longhaul

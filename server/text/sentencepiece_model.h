@@ -1,6 +1,5 @@
-// SentencePieceModel: the sentencepiece library behind plain types. A file of its own because the
-// library's header defines names in namespace absl that clash with the real absl. Immutable after
-// loading; any thread.
+// SentencePieceModel: the sentencepiece library behind plain types, loaded as a module of its own
+// (sentencepiece/module_api.h says why). Immutable after loading; any thread.
 #pragma once
 
 #include <cstdint>
@@ -9,33 +8,34 @@
 #include <string_view>
 #include <vector>
 
-namespace sentencepiece {
-class SentencePieceProcessor;
-}
+#include "server/text/sentencepiece/module_api.h"
 
 namespace longhaul {
 
 class SentencePieceModel {
  public:
-  enum class PieceKind : uint8_t { kNormal, kControl, kUnknown, kByte, kUnused };
+  using PieceKind = spm::PieceKind;
 
-  // nullptr and *error when the library does not accept the bytes.
+  // nullptr and *error when the module cannot be loaded or the library does not accept the bytes.
   static std::unique_ptr<SentencePieceModel> Load(std::string_view serialized, std::string* error);
   ~SentencePieceModel();
+  SentencePieceModel(const SentencePieceModel&) = delete;
+  SentencePieceModel& operator=(const SentencePieceModel&) = delete;
 
   // Appends the ids of `text` as the library gives them. False and *error when it fails.
   bool Encode(std::string_view text, std::vector<int32_t>* ids, std::string* error) const;
 
-  int32_t n_pieces() const;
-  const std::string& Piece(int32_t id) const;  // with U+2581 for a space
-  PieceKind Kind(int32_t id) const;
-  int32_t bos_id() const;  // -1 = none
-  int32_t eos_id() const;
+  int32_t n_pieces() const { return api_->n_pieces(model_); }
+  std::string Piece(int32_t id) const;  // with U+2581 for a space
+  PieceKind Kind(int32_t id) const { return api_->kind(model_, id); }
+  int32_t bos_id() const { return api_->bos_id(model_); }  // -1 = none
+  int32_t eos_id() const { return api_->eos_id(model_); }
 
  private:
-  explicit SentencePieceModel(std::unique_ptr<sentencepiece::SentencePieceProcessor> processor);
+  SentencePieceModel(const spm::ModuleApi* api, void* model) : api_(api), model_(model) {}
 
-  std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_;
+  const spm::ModuleApi* api_;  // in the module, which is never unloaded
+  void* model_;                // owned
 };
 
 }  // namespace longhaul
