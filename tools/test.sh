@@ -65,13 +65,12 @@ configure_and_build() {  # PRESET [TARGET...]
   if [ $# -gt 0 ]; then cmake --build --preset "$preset" --target "$@"; else cmake --build --preset "$preset"; fi
 }
 
-# The test programs of these folders, as ninja targets: tests_of engine kvcache
+# The test programs under these folders of tests/, as ninja targets.
 tests_of() {
-  local folder file
-  for folder in "$@"; do
-    for file in tests/"$folder"/*_test.cc; do
-      echo "${folder}_$(basename "$file" .cc)"
-    done
+  local file
+  for file in $(cd tests && find "$@" -name '*_test.cc' | sort); do
+    file=${file%.cc}
+    echo "${file//\//_}"
   done
 }
 
