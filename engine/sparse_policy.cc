@@ -156,6 +156,7 @@ EpochPolicy ResolveEpoch(const SparseOptions& options, int64_t q_begin, int64_t 
       policy.bands = true;
       policy.keep_max = options.keep_max;
       policy.recall_floor = options.recall_floor;
+      policy.recall_target = options.alpha;
       break;
   }
   // A few rows, however long the context, cost less than choosing a pattern for them.

@@ -28,15 +28,15 @@ std::string_view SparseModeName(SparseMode mode);
 // What a request, a flag or a config file can set.
 struct SparseOptions {
   SparseMode mode = SparseMode::kAuto;
-  float alpha = 0.95f;           // target share of softmax mass, (0, 1]; 1 = equal to dense
-  int64_t sink = 64;             // keys
-  int64_t window = 1024;         // keys; a multiple of 64
-  int64_t stripe_width = 1;      // 1, 8, 16 or 64 keys
-  int64_t sampled_rows = 48;     // equidistant voting rows per epoch
-  int64_t tail_rows = 16;        // voting rows at the end of the epoch
-  int64_t audit_rows = 16;       // rows that never vote and measure recall
-  float keep_max = 0.25f;        // a key with this share of any voting row is always kept
-  float recall_floor = 0.85f;    // mean audit recall of a head below which its epoch is repaired
+  float alpha = 0.95f;             // target share of softmax mass, (0, 1]; 1 = equal to dense
+  int64_t sink = 64;               // keys
+  int64_t window = 1024;           // keys; a multiple of 64
+  int64_t stripe_width = 1;        // 1, 8, 16 or 64 keys
+  int64_t sampled_rows = 48;       // equidistant voting rows per epoch
+  int64_t tail_rows = 16;          // voting rows at the end of the epoch
+  int64_t audit_rows = 16;         // rows that never vote and measure recall
+  float keep_max = 0.25f;          // a key with this share of any voting row is always kept
+  float recall_floor = 0.85f;      // mean audit recall of a head below which its epoch is repaired
   int64_t dense_tail_tokens = 64;  // last rows of a prompt attend to everything
   // mode kAuto: epochs that end at or before this many keys are dense (measured crossover).
   int64_t auto_min_keys = 8192;
@@ -51,14 +51,15 @@ struct SparseOptions {
 // (options, q_begin, n_q), so KV depends on the prefix alone.
 struct EpochPolicy {
   bool dense = true;
-  bool sample = false;             // false and not dense: streaming
+  bool sample = false;  // false and not dense: streaming
   LocalPattern local;
   MassScope scope = MassScope::kRemote;
   bool bands = false;
   float keep_max = 2.0f;
   float dense_cost_fraction = 1.0f;
   float recall_floor = 0;
-  std::vector<int32_t> rows;       // [R] row numbers in the epoch: voting rows, then audit rows
+  float recall_target = 0;    // alpha is steered to it; 0 = it stays as requested
+  std::vector<int32_t> rows;  // [R] row numbers in the epoch: voting rows, then audit rows
   int64_t n_voting = 0;
   int64_t stripe_width = 1;
 };
@@ -69,21 +70,23 @@ EpochPolicy ResolveEpoch(const SparseOptions& options, int64_t q_begin, int64_t 
 inline constexpr int64_t kMaxRowsOfKind = 512;  // sampled, tail or audit rows
 int64_t MaxEpochRows(int64_t epoch_tokens);
 
-// What is carried from one epoch of a sequence to the next: each head's current alpha (raised after a
-// repair). Stored with the prefix cache at epoch borders, so a resumed prompt continues identically.
+// What is carried from one epoch of a sequence to the next: each head's current alpha (steered
+// by the audit). Stored with the prefix cache at epoch borders, so a resumed prompt continues
+// identically.
 struct SparseState {
   std::vector<float> alpha;  // [n_layers, H]
 };
 
 // Sums over all sparse epochs of a request; what the user sees.
 struct SparseReport {
-  int64_t kept_pairs = 0;       // (query, key) pairs attended, all heads and layers
-  int64_t causal_pairs = 0;     // pairs of the whole causal triangle of the same rows
-  int64_t n_head_epochs = 0;    // (layer, head, epoch) cells seen
+  int64_t kept_pairs = 0;     // (query, key) pairs attended, all heads and layers
+  int64_t causal_pairs = 0;   // pairs of the whole causal triangle of the same rows
+  int64_t n_head_epochs = 0;  // (layer, head, epoch) cells seen
   int64_t n_streaming = 0;
-  int64_t n_dense = 0;          // of those: chosen dense by cost
-  int64_t n_repaired = 0;       // of those: repaired after the audit
-  std::vector<int64_t> recall_histogram = std::vector<int64_t>(1001, 0);  // of audit recalls, 1/1000
+  int64_t n_dense = 0;     // of those: chosen dense by cost
+  int64_t n_repaired = 0;  // of those: repaired after the audit
+  std::vector<int64_t> recall_histogram =
+      std::vector<int64_t>(1001, 0);  // of audit recalls, 1/1000
   double recall_sum = 0;
   float recall_min = 1.0f;
   int64_t n_recalls = 0;

@@ -219,7 +219,11 @@ struct AttendSparseArgs {
 };
 
 // recall(h, row) = exp(lse_sparse - lse_full) of the audit rows: the kept softmax mass, measured.
-// Sets repair[h] where a head's mean recall is below its floor, and raises that head's alpha.
+// Sets repair[h] where a head's mean recall is below its floor.
+//
+// Steers alpha towards the target for the next epoch: voting rows flatter the keys that they chose, so
+// a head whose audit rows keep less than the target gets a higher alpha, and comes back down when
+// they keep more. Dense heads count as recall 1.
 struct AuditArgs {
   const int32_t* rows = nullptr;   // [R]; audit rows are [n_voting, n_rows)
   int64_t n_voting = 0;
@@ -227,10 +231,11 @@ struct AuditArgs {
   TensorView lse_full;             // [H, R] f32
   TensorView lse_sparse;           // [T, H] f32
   float floor = 0;                 // mean recall of a head below which it is repaired
+  float target = 0;                // mean recall that alpha is steered to; 0 = alpha stays as it is
   const int32_t* kind = nullptr;   // [H] HeadKind; dense heads are never repaired
   TensorView recall;               // [H, R - n_voting] f32, written, clipped to [0, 1]
   uint8_t* repair = nullptr;       // [H] written
-  float* alpha = nullptr;          // [H] in and out: (1 + alpha) / 2 where repaired
+  float* alpha = nullptr;          // [H] in and out, at least target afterwards
 };
 
 // Whole pages, all layers: dst[i] <- src[i]. Used by copy on write.

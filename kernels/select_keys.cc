@@ -204,6 +204,14 @@ bool HeadBudget::Take(double need) {
   return true;
 }
 
+// A step of the whole error: the audit is a mean over few rows, but so is the choice that it judges.
+float SteeredAlpha(float alpha, float target, double recall) {
+  constexpr double kMaxAlpha = 0.995;  // 1 would mean dense, and nothing would be measured any more
+  const double stepped = double{alpha} + double{target} - recall;
+  return static_cast<float>(
+      std::clamp(stepped, double{target}, std::max(double{target}, kMaxAlpha)));
+}
+
 }  // namespace
 
 int64_t CausalPairs(EpochRows rows) { return Triangle(rows.q_end) - Triangle(rows.q_begin); }
@@ -273,9 +281,9 @@ void AuditHead(const AuditArgs& args, int64_t head) {
     sum += recall[r];
   }
   const bool dense = args.kind[head] == static_cast<int32_t>(HeadKind::kDense);
-  if (dense || sum >= double{args.floor} * static_cast<double>(n_audit)) return;
-  args.repair[head] = 1;
-  args.alpha[head] = (1.0f + args.alpha[head]) / 2;
+  const double mean = dense ? 1.0 : sum / static_cast<double>(n_audit);
+  args.repair[head] = mean < double{args.floor};
+  if (args.target > 0) args.alpha[head] = SteeredAlpha(args.alpha[head], args.target, mean);
 }
 
 }  // namespace longhaul

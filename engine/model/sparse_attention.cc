@@ -224,6 +224,7 @@ class SparseEpochRun {
                     .lse_full = s_.lse_full,
                     .lse_sparse = s_.lse_sparse,
                     .floor = policy_.recall_floor,
+                    .target = policy_.recall_target,
                     .kind = s_.plan.kind,
                     .recall = s_.recall,
                     .repair = s_.repair,

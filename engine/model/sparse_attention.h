@@ -33,7 +33,7 @@ struct PrefillAttentionArgs {
   int64_t q_begin = 0;
   KvView kv;  // n_tokens = q_begin + T
   const EpochAttention* epoch = nullptr;
-  float* alpha = nullptr;  // [H] of this layer, host memory; raised by repairs
+  float* alpha = nullptr;  // [H] of this layer, host memory; steered by the audit
   TensorView out;          // [T, H, D] f32, written
 };
 

@@ -261,23 +261,31 @@ TEST(AuditTest, MeasuresAndRepairs) {
   const std::vector<int32_t> kind = {static_cast<int32_t>(HeadKind::kSparse),
                                      static_cast<int32_t>(HeadKind::kStreaming),
                                      static_cast<int32_t>(HeadKind::kDense)};
-  const AuditArgs args{.rows = rows,
-                       .n_voting = 2,
-                       .n_rows = 4,
-                       .lse_full = View(lse_full, {kHeads, 4}),
-                       .lse_sparse = View(lse_sparse, {kTokens, kHeads}),
-                       .floor = 0.72f,
-                       .kind = kind.data(),
-                       .recall = View(recall, {kHeads, 2}),
-                       .repair = repair.data(),
-                       .alpha = alpha.data()};
+  AuditArgs args{.rows = rows,
+                 .n_voting = 2,
+                 .n_rows = 4,
+                 .lse_full = View(lse_full, {kHeads, 4}),
+                 .lse_sparse = View(lse_sparse, {kTokens, kHeads}),
+                 .floor = 0.72f,
+                 .kind = kind.data(),
+                 .recall = View(recall, {kHeads, 2}),
+                 .repair = repair.data(),
+                 .alpha = alpha.data()};
   for (int64_t h = 0; h < kHeads; ++h) AuditHead(args, h);
   EXPECT_NEAR(recall[0], 0.5, 1e-6);
   EXPECT_NEAR(recall[1], 0.9, 1e-6);
   EXPECT_EQ(recall[3], 1.0f);
   EXPECT_EQ(repair, (std::vector<uint8_t>{1, 0, 0}));  // means 0.7, 0.75; the last is dense
-  EXPECT_FLOAT_EQ(alpha[0], 0.95f);
-  EXPECT_FLOAT_EQ(alpha[1], 0.9f);
+  EXPECT_EQ(alpha, std::vector<float>(kHeads, 0.9f));  // no target: not steered
+
+  args.target = 0.8f;
+  alpha = {0.8f, 0.9f, 0.9f};
+  for (int64_t h = 0; h < kHeads; ++h) AuditHead(args, h);
+  EXPECT_NEAR(alpha[0], 0.9, 1e-6);   // 0.1 short of the target
+  EXPECT_NEAR(alpha[1], 0.95, 1e-6);  // 0.05 short
+  EXPECT_NEAR(alpha[2], 0.8, 1e-6);   // dense is more than enough; never below the target
+  AuditHead(args, 0);
+  EXPECT_NEAR(alpha[0], 0.995, 1e-6);  // never 1: the audit must go on
 }
 
 }  // namespace
