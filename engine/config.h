@@ -16,7 +16,7 @@ struct EngineConfig {
   int64_t max_model_len = 0;       // tokens, prompt + output; 0 = what the model allows
   int64_t kv_cache_bytes = 0;      // page pool; 0 = a share of free memory, chosen by the server
   DType kv_dtype = DType::kF32;    // kF32 or kBF16
-  int64_t epoch_tokens = 2048;     // prefill grid; a multiple of 64; part of the prefix cache key
+  int64_t epoch_tokens = 4096;     // prefill grid; a multiple of 64; part of the prefix cache key
   int64_t slice_us = 250'000;      // time budget of one slice
   int64_t max_num_seqs = 64;       // sequences decoding or prefilling at once
   int64_t max_prefills = 4;        // prompts prefilled in turn (each holds one epoch of hidden state)

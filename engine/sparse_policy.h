@@ -32,7 +32,7 @@ struct SparseOptions {
   int64_t sink = 64;               // keys
   int64_t window = 1024;           // keys; a multiple of 64
   int64_t stripe_width = 1;        // 1, 8, 16 or 64 keys
-  int64_t sampled_rows = 48;       // equidistant voting rows per epoch
+  int64_t sampled_rows = 32;       // equidistant voting rows per epoch
   int64_t tail_rows = 16;          // voting rows at the end of the epoch
   int64_t audit_rows = 16;         // rows that never vote and measure recall
   float keep_max = 0.25f;          // a key with this share of any voting row is always kept

@@ -14,7 +14,7 @@ namespace longhaul {
 struct BenchAttentionOptions {
   std::vector<int64_t> lengths = {16384, 131072};  // keys
   std::vector<int64_t> head_dims = {64, 128};
-  std::vector<int64_t> epochs = {8192};  // epoch_tokens, one row each
+  std::vector<int64_t> epochs = {4096};  // epoch_tokens, one row each
   int32_t n_heads = 8;
   int32_t n_kv_heads = 2;
   DType kv_dtype = DType::kF32;  // or kBF16

@@ -30,14 +30,14 @@ struct ServerConfig {
   int64_t max_num_queued_reqs = 256;
   int64_t max_prefills = 4;
   bool enable_prefix_caching = true;
-  int64_t epoch_tokens = 2048;
+  int64_t epoch_tokens = 4096;
   double slice_ms = 250;
   std::string sparse_mode = "auto";
   double sparse_alpha = 0.95;
   int64_t sparse_sink = 64;
   int64_t sparse_window = 1024;
   int64_t sparse_stripe_width = 1;
-  int64_t sparse_rows = 48;
+  int64_t sparse_rows = 32;
   int64_t sparse_tail_rows = 16;
   int64_t sparse_audit_rows = 16;
   double sparse_keep_max = 0.25;

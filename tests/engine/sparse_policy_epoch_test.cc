@@ -127,9 +127,9 @@ TEST(ResolveEpochTest, Adaptive) {
   const EpochPolicy policy = ResolveEpoch(Mode(SparseMode::kSample), 8192, 2048);
   EXPECT_FALSE(policy.dense);
   EXPECT_TRUE(policy.sample && policy.bands);
-  EXPECT_EQ(policy.n_voting, 64);
-  EXPECT_EQ(policy.rows[63], 2047);
-  EXPECT_EQ(policy.rows[48], 2032);
+  EXPECT_EQ(policy.n_voting, 48);
+  EXPECT_EQ(policy.rows[47], 2047);
+  EXPECT_EQ(policy.rows[32], 2032);
   EXPECT_EQ(policy.scope, MassScope::kRemote);
   EXPECT_FLOAT_EQ(policy.keep_max, 0.25f);
   EXPECT_FLOAT_EQ(policy.recall_floor, 0.85f);
@@ -162,8 +162,8 @@ TEST(ResolveEpochTest, WhenDense) {
   SparseOptions options = Mode(SparseMode::kSample);
   EXPECT_TRUE(ResolveEpoch(options, 0, 64 + 1024).dense);  // sink and window hold all
   EXPECT_FALSE(ResolveEpoch(options, 0, 64 + 1025).dense);
-  EXPECT_TRUE(ResolveEpoch(options, 1 << 20, 79).dense);  // fewer rows than are sampled
-  EXPECT_FALSE(ResolveEpoch(options, 1 << 20, 80).dense);
+  EXPECT_TRUE(ResolveEpoch(options, 1 << 20, 63).dense);  // fewer rows than are sampled
+  EXPECT_FALSE(ResolveEpoch(options, 1 << 20, 64).dense);
   options.alpha = 1.0f;
   EXPECT_TRUE(ResolveEpoch(options, 1 << 20, 2048).dense);
   options = Mode(SparseMode::kAuto);
