@@ -39,7 +39,7 @@ struct SparseOptions {
   float recall_floor = 0.85f;      // mean audit recall of a head below which its epoch is repaired
   int64_t dense_tail_tokens = 64;  // last rows of a prompt attend to everything
   // mode kAuto: epochs that end at or before this many keys are dense (measured crossover).
-  int64_t auto_min_keys = 8192;
+  int64_t auto_min_keys = 4096;
 
   // InvalidArgument naming the field, its value and the allowed range.
   absl::Status Validate() const;

@@ -72,7 +72,7 @@ std::string Seconds(int64_t us) { return FormatDuration(static_cast<double>(us) 
 std::string SummaryTable(const api::Summary& s) {
   const api::Timings& t = s.timings;
   std::vector<std::vector<std::string>> rows = {
-      {"", ""},
+      {"request", ""},
       {"prompt tokens",
        fmt::format("{} ({} cached)", s.usage.prompt_tokens, s.usage.cached_tokens)},
       {"output tokens", fmt::format("{}", s.usage.completion_tokens)},

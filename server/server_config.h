@@ -43,7 +43,7 @@ struct ServerConfig {
   double sparse_keep_max = 0.25;
   double sparse_recall_floor = 0.85;
   int64_t sparse_dense_tail = 64;
-  int64_t sparse_auto_min_keys = 8192;
+  int64_t sparse_auto_min_keys = 4096;
   // Front ends
   std::string host = "0.0.0.0";
   int64_t port = 8000;

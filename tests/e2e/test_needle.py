@@ -18,6 +18,6 @@ def test_every_depth_cold_and_cached(server, n_tokens, mode):
             answer = server.request("POST", "/v1/completions", body).json
             assert answer["choices"][0]["text"] == haystack.answer, f"{run}, depth {depth}"
         cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
-        # Where the policy may be sparse, pages are shared by whole epochs of 2048 tokens.
+        # Where the policy may be sparse, pages are shared by whole epochs.
         if mode == "dense" or n_tokens > 4096:
             assert cached > n_tokens // 2, f"depth {depth}: {cached} cached"

@@ -167,8 +167,8 @@ TEST(ResolveEpochTest, WhenDense) {
   options.alpha = 1.0f;
   EXPECT_TRUE(ResolveEpoch(options, 1 << 20, 2048).dense);
   options = Mode(SparseMode::kAuto);
-  EXPECT_TRUE(ResolveEpoch(options, 8192 - 2048, 2048).dense);
-  EXPECT_FALSE(ResolveEpoch(options, 8192, 2048).dense);
+  EXPECT_TRUE(ResolveEpoch(options, 4096 - 2048, 2048).dense);
+  EXPECT_FALSE(ResolveEpoch(options, 4096, 2048).dense);
 }
 
 TEST(ResolveEpochTest, MaxEpochRowsIsEnough) {
