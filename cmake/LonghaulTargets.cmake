@@ -6,6 +6,10 @@ target_compile_options(longhaul_flags INTERFACE -Wall -Wextra -Werror)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # gcc 12 sees an overlap in std::string's operator+ that is not there (gcc bug 105651).
   target_compile_options(longhaul_flags INTERFACE -Wno-restrict)
+  if(LONGHAUL_SANITIZE)
+    # The instrumentation hides initialisation from gcc: it warns about every boost::optional.
+    target_compile_options(longhaul_flags INTERFACE -Wno-maybe-uninitialized)
+  endif()
 endif()
 if(LONGHAUL_SANITIZE STREQUAL "address")
   target_compile_options(longhaul_flags INTERFACE -fsanitize=address,undefined
