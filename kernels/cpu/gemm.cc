@@ -38,13 +38,23 @@ constexpr int64_t kMaxBlockRows = 256;
 // per weight at some 50 GB/s, a block of rows does some 250 GFLOP/s.
 constexpr double kSerialMicroseconds = 20;
 
-// Primitives are made per row count and kept, so their number is bounded: 256, 128, 64, and each
-// count below 64 as it is (the rows of a decode batch).
-int64_t BlockRows(int64_t n_rows) {
+// A row's result must not depend on the rows beside it. oneDNN's AVX-512 kernels keep to that for
+// any row count; the older ones compute the rows beyond a multiple of 6 in another order, so there
+// rows are padded to it.
+int64_t RowQuantum() {
+  const dnnl::cpu_isa isa = dnnl::get_effective_cpu_isa();
+  const auto bits = static_cast<unsigned>(dnnl::cpu_isa::avx512_core);
+  return (static_cast<unsigned>(isa) & bits) == bits ? 1 : 6;
+}
+
+// Primitives are made per row count and kept, so their number is bounded: about 256, 128, 64, and
+// each (padded) count below as it is (the rows of a decode batch).
+int64_t BlockRows(int64_t n_rows, int64_t quantum) {
   for (int64_t rows : {kMaxBlockRows, kMaxBlockRows / 2, kMaxBlockRows / 4}) {
+    rows -= rows % quantum;
     if (n_rows >= rows) return rows;
   }
-  return n_rows;
+  return RoundUp(n_rows, quantum);
 }
 
 struct Panel {
@@ -171,6 +181,7 @@ struct CpuGemm::Impl {
   void Pack(TensorView weight, const Panel& panel);
 
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
+  const int64_t row_quantum = RowQuantum();
   ThreadPool* pool;
   std::vector<dnnl::stream> streams;  // one per thread
   // A panel's packed format follows from n and k alone, so the shape identifies the primitive.
@@ -181,6 +192,7 @@ struct CpuGemm::Impl {
     const Panel* panel;
     int64_t row_begin;
     int64_t n_rows;
+    int64_t m;  // of the matmul: n_rows, or more where rows are padded
   };
   void RunItem(const LinearArgs& args, const WorkItem& item, int thread);
   std::vector<WorkItem> items;  // of the current call; kept for its memory
@@ -256,22 +268,24 @@ void CpuGemm::Impl::RunItem(const LinearArgs& args, const WorkItem& item, int th
   const int64_t n_in = args.x.dim(1);
   const float* x = args.x.Row<float>(item.row_begin);
   Tiles& tile = tiles[thread];
-  if (item.n_rows > 1 && args.x.stride(0) != n_in) {
-    tile.x.resize(std::max<size_t>(tile.x.size(), item.n_rows * n_in));
+  const bool padded = item.m != item.n_rows;
+  if (padded || (item.n_rows > 1 && args.x.stride(0) != n_in)) {
+    tile.x.resize(std::max<size_t>(tile.x.size(), item.m * n_in));
     for (int64_t r = 0; r < item.n_rows; ++r) {
       std::memcpy(&tile.x[r * n_in], args.x.Row<float>(item.row_begin + r), n_in * sizeof(float));
     }
+    std::fill_n(tile.x.begin() + item.n_rows * n_in, (item.m - item.n_rows) * n_in, 0.0f);
     x = tile.x.data();
   }
   omp_set_num_threads(1);  // of this thread; a store when it is set already
-  const bool direct =
-      args.bias.empty() && !args.accumulate && (item.n_rows == 1 || args.y.stride(0) == panel.n);
+  const bool direct = !padded && args.bias.empty() && !args.accumulate &&
+                      (item.n_rows == 1 || args.y.stride(0) == panel.n);
   if (direct) {
     float* y = args.y.Row<float>(item.row_begin) + panel.begin;
     item.matmul->Run(thread, streams[thread], x, panel, y);
     return;
   }
-  tile.y.resize(std::max<size_t>(tile.y.size(), item.n_rows * panel.n));
+  tile.y.resize(std::max<size_t>(tile.y.size(), item.m * panel.n));
   item.matmul->Run(thread, streams[thread], x, panel, tile.y.data());
   StoreTile(tile.y.data(), item.n_rows, panel, item.row_begin, args);
 }
@@ -284,8 +298,9 @@ void CpuGemm::Linear(const LinearArgs& args) {
   items.clear();
   for (const Panel& panel : weight.panels) {
     for (int64_t row = 0, m; row < n_rows; row += m) {
-      m = BlockRows(n_rows - row);
-      items.push_back({&impl_->Get({m, panel.n, weight.n_in}, panel.desc), &panel, row, m});
+      m = BlockRows(n_rows - row, impl_->row_quantum);
+      items.push_back({&impl_->Get({m, panel.n, weight.n_in}, panel.desc), &panel, row,
+                       std::min(m, n_rows - row), m});
     }
   }
   const auto run = [&](int64_t i, int thread) { impl_->RunItem(args, items[i], thread); };
