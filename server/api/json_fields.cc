@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/base/json_depth.h"
 #include "server/api/status_map.h"
 
 namespace longhaul::api {
@@ -14,34 +15,10 @@ using nlohmann::json;
 
 constexpr int kMaxDepth = 64;
 
-// Depth of brackets outside strings: one scan, so that a body of a million '[' costs nothing.
-// Whether the text is valid is the parser's business.
-bool DepthWithin(std::string_view text, int max_depth) {
-  int depth = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') {
-        ++i;
-      } else if (c == '"') {
-        in_string = false;
-      }
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '[' || c == '{') {
-      if (++depth > max_depth) return false;
-    } else if (c == ']' || c == '}') {
-      --depth;
-    }
-  }
-  return true;
-}
-
 }  // namespace
 
 absl::StatusOr<json> ParseJsonObject(std::string_view text) {
-  if (!DepthWithin(text, kMaxDepth)) {
+  if (!JsonDepthWithin(text, kMaxDepth)) {
     return absl::InvalidArgumentError(
         fmt::format("the request body is nested deeper than {} levels", kMaxDepth));
   }

@@ -7,36 +7,11 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "kernels/base/json_depth.h"
+
 namespace longhaul {
-namespace {
 
 using nlohmann::json;
-
-// Deepest nesting of brackets outside strings. The parser itself is iterative, but its result is
-// walked by code that need not be.
-int NestingDepth(std::string_view text) {
-  int depth = 0, deepest = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') {
-        ++i;
-      } else if (c == '"') {
-        in_string = false;
-      }
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '{' || c == '[') {
-      deepest = std::max(deepest, ++depth);
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
-  }
-  return deepest;
-}
-
-}  // namespace
 
 absl::StatusOr<std::string> ReadFileCapped(const std::string& path, int64_t max_bytes) {
   std::error_code error;
@@ -65,9 +40,9 @@ absl::StatusOr<std::string> ReadFileCapped(const std::string& path, int64_t max_
 }
 
 absl::StatusOr<json> ParseJson(const std::string& name, std::string_view text) {
-  if (const int depth = NestingDepth(text); depth > kMaxJsonDepth) {
+  if (!JsonDepthWithin(text, kMaxJsonDepth)) {
     return absl::InvalidArgumentError(
-        fmt::format("{}: nested {} deep, at most {} are accepted", name, depth, kMaxJsonDepth));
+        fmt::format("{}: nested deeper than {} levels", name, kMaxJsonDepth));
   }
   try {
     return json::parse(text);

@@ -1,6 +1,7 @@
 #include "server/text/sentencepiece_model.h"
 
 #include <dlfcn.h>
+#include <fmt/format.h>
 
 namespace longhaul {
 namespace {
@@ -22,29 +23,29 @@ constexpr int kLoadFlags = RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE | RTLD_DEEPBIND
 constexpr int kLoadFlags = RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE | RTLD_DEEPBIND;
 #endif
 
-const spm::ModuleApi* LoadModule(std::string* error) {
+absl::StatusOr<const spm::ModuleApi*> LoadModule() {
   void* module = dlopen(spm::kModuleFile, kLoadFlags);
   void* entry = module == nullptr ? nullptr : dlsym(module, spm::kModuleEntry);
   if (entry == nullptr) {
     const char* reason = dlerror();
-    *error = std::string("cannot load the tokenizer module ") + spm::kModuleFile + ": " +
-             (reason == nullptr ? "unknown reason" : reason);
-    return nullptr;
+    return absl::UnavailableError(
+        fmt::format("sentencepiece tokenizers need the module {} of this installation, and it does "
+                    "not load: {}",
+                    spm::kModuleFile, reason == nullptr ? "unknown reason" : reason));
   }
   return reinterpret_cast<const spm::ModuleApi* (*)()>(entry)();
 }
 
 }  // namespace
 
-std::unique_ptr<SentencePieceModel> SentencePieceModel::Load(std::string_view serialized,
-                                                             std::string* error) {
-  const spm::ModuleApi* api = LoadModule(error);
-  if (api == nullptr) return nullptr;
-  std::string text(kErrorBytes, '\0');
-  void* model = api->load(serialized.data(), serialized.size(), text.data(), text.size());
+absl::StatusOr<std::unique_ptr<SentencePieceModel>> SentencePieceModel::Load(
+    std::string_view serialized) {
+  LH_ASSIGN_OR_RETURN(const spm::ModuleApi* api, LoadModule());
+  std::string error(kErrorBytes, '\0');
+  void* model = api->load(serialized.data(), serialized.size(), error.data(), error.size());
   if (model == nullptr) {
-    *error = text.c_str();
-    return nullptr;
+    return absl::InvalidArgumentError(
+        fmt::format("not a sentencepiece model: {}; is the file complete?", error.c_str()));
   }
   return std::unique_ptr<SentencePieceModel>(new SentencePieceModel(api, model));
 }

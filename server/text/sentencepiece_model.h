@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/base/status.h"
 #include "server/text/sentencepiece/module_api.h"
 
 namespace longhaul {
@@ -16,8 +17,9 @@ class SentencePieceModel {
  public:
   using PieceKind = spm::PieceKind;
 
-  // nullptr and *error when the module cannot be loaded or the library does not accept the bytes.
-  static std::unique_ptr<SentencePieceModel> Load(std::string_view serialized, std::string* error);
+  // Unavailable when the module cannot be loaded, InvalidArgument when the library does not accept
+  // the bytes.
+  static absl::StatusOr<std::unique_ptr<SentencePieceModel>> Load(std::string_view serialized);
   ~SentencePieceModel();
   SentencePieceModel(const SentencePieceModel&) = delete;
   SentencePieceModel& operator=(const SentencePieceModel&) = delete;

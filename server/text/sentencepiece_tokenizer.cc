@@ -52,14 +52,13 @@ SentencePieceTokenizer::SentencePieceTokenizer(std::unique_ptr<SentencePieceMode
 absl::StatusOr<std::unique_ptr<SentencePieceTokenizer>> SentencePieceTokenizer::Create(
     const std::string& path, std::string_view serialized, const SpecialConfig& config,
     int n_threads) {
-  std::string error;
-  std::unique_ptr<SentencePieceModel> model = SentencePieceModel::Load(serialized, &error);
-  if (model == nullptr) {
-    return absl::InvalidArgumentError(
-        fmt::format("{}: not a sentencepiece model: {}; is the file complete?", path, error));
+  absl::StatusOr<std::unique_ptr<SentencePieceModel>> model = SentencePieceModel::Load(serialized);
+  if (!model.ok()) {
+    return absl::Status(model.status().code(),
+                        fmt::format("{}: {}", path, std::string(model.status().message())));
   }
   std::unique_ptr<SentencePieceTokenizer> tokenizer(
-      new SentencePieceTokenizer(std::move(model), n_threads));
+      new SentencePieceTokenizer(*std::move(model), n_threads));
   LH_RETURN_IF_ERROR(tokenizer->ReadPieces(path, config));
   LH_RETURN_IF_ERROR(tokenizer->ProbeSpaces(path));
   return tokenizer;
