@@ -131,10 +131,13 @@ void ReadCommon(JsonFields& fields, GenerateRequest* request) {
   }
 }
 
-// Content of a message: text, or parts of type text.
-std::string ReadContent(JsonFields& message) {
+// Content of a message: text, or parts of type text. Only an assistant may have said nothing.
+std::string ReadContent(JsonFields& message, const std::string& role) {
   const json* content = message.Get("content");
-  if (content == nullptr) return "";
+  if (content == nullptr) {
+    if (role != "assistant") message.Fail("content", "is missing");
+    return "";
+  }
   if (content->is_string()) return content->get_ref<const std::string&>();
   if (!content->is_array()) {
     message.Fail("content", fmt::format("must be a string or an array of parts, got {}",
@@ -184,7 +187,7 @@ std::vector<ChatMessage> ReadMessages(JsonFields& fields) {
     ChatMessage& parsed = out.emplace_back();
     if (!message.String("role", &parsed.role)) message.Fail("role", "is missing");
     if (parsed.role == "developer") parsed.role = "system";  // OpenAI's newer name
-    parsed.content = ReadContent(message);
+    parsed.content = ReadContent(message, parsed.role);
     message.Refuse("tool_calls");
     message.Refuse("function_call");
     message.Refuse("audio");
