@@ -1,7 +1,5 @@
 #include "server/open_session.h"
 
-#include <spdlog/spdlog.h>
-
 #include <utility>
 
 #include "engine/runner.h"
@@ -20,7 +18,6 @@ absl::StatusOr<std::unique_ptr<Session>> OpenSession(
   LH_ASSIGN_OR_RETURN(const BackendKind kind, ParseBackendKind(config.backend));
   LH_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
                       CreateBackend(kind, static_cast<int>(config.threads)));
-  spdlog::info("backend: {}", backend->Description());
 
   MemoryPlan plan;
   LH_ASSIGN_OR_RETURN(std::unique_ptr<Executor> runner,
