@@ -10,8 +10,6 @@
 
 namespace longhaul {
 
-enum class PrefillOrder : uint8_t { kAuto, kEpoch, kLayer };
-
 struct EngineConfig {
   int64_t max_model_len = 0;       // tokens, prompt + output; 0 = what the model allows
   int64_t kv_cache_bytes = 0;      // page pool; 0 = a share of free memory, chosen by the server

@@ -1,14 +1,10 @@
 #include "server/text/hf_tokenizer.h"
 
-#include <fmt/format.h>
-
 #include "server/text/detokenizer.h"
 
 namespace longhaul {
 namespace {
 
-// Offsets inside a text are 32 bits, and a mark is three times as long as its space.
-constexpr size_t kMaxText_bytes = size_t{512} << 20;
 // Below this the threads cost more than they give.
 constexpr size_t kParallelText_bytes = 64 << 10;
 constexpr size_t kPiecesPerTask = 8192;
@@ -62,14 +58,7 @@ absl::StatusOr<std::vector<int32_t>> HfTokenizer::EncodeParts(
 
 absl::Status HfTokenizer::EncodeText(std::string_view text, bool at_start, bool find_control,
                                      std::vector<int32_t>* ids) const {
-  if (text.size() > kMaxText_bytes) {
-    return absl::InvalidArgumentError(fmt::format(
-        "a text of {} bytes, at most {} can be tokenized at once", text.size(), kMaxText_bytes));
-  }
-  if (const size_t at = FindInvalidUtf8(text); at != std::string_view::npos) {
-    return absl::InvalidArgumentError(
-        fmt::format("the text is not valid UTF-8 at byte {}; send UTF-8", at));
-  }
+  LH_RETURN_IF_ERROR(CheckText(text));
   size_t done = 0;
   for (const AddedTokens::Match& match : raw_added_.Find(text, find_control, classes_)) {
     LH_RETURN_IF_ERROR(EncodeBetweenTokens(text.substr(done, match.begin - done),
@@ -197,14 +186,6 @@ std::string HfTokenizer::TokenText(int32_t id) const {
   if (id < 0 || id >= vocab_size()) return {};
   const std::string& name = spec_.token_names[id];
   return name.empty() ? SanitizeUtf8(spec_.token_bytes[id]) : name;
-}
-
-std::string HfTokenizer::Decode(const std::vector<int32_t>& ids) const {
-  std::string bytes;
-  for (const int32_t id : ids) bytes.append(TokenBytes(id));
-  std::string_view text = bytes;
-  if (spec_.drops_first_space && !text.empty() && text.front() == ' ') text.remove_prefix(1);
-  return SanitizeUtf8(text);
 }
 
 bool HfTokenizer::IsSpecial(int32_t id) const {

@@ -65,7 +65,6 @@ class HfTokenizer : public Tokenizer {
       const std::vector<PromptPart>& parts) const override;
   std::string_view TokenBytes(int32_t id) const override;
   std::string TokenText(int32_t id) const override;
-  std::string Decode(const std::vector<int32_t>& ids) const override;
   bool drops_first_space() const override { return spec_.drops_first_space; }
   int32_t vocab_size() const override { return static_cast<int32_t>(spec_.token_bytes.size()); }
   int32_t bos_id() const override { return spec_.bos_id; }

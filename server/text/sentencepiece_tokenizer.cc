@@ -9,7 +9,6 @@
 namespace longhaul {
 namespace {
 
-constexpr size_t kMaxText_bytes = size_t{512} << 20;
 constexpr size_t kParallelText_bytes = 64 << 10;
 // The library is superlinear in its input: 16 KB pieces run about as fast per byte as short texts.
 constexpr size_t kSegment_bytes = 16 << 10;
@@ -177,14 +176,7 @@ absl::StatusOr<std::vector<int32_t>> SentencePieceTokenizer::EncodeParts(
 absl::Status SentencePieceTokenizer::EncodeText(std::string_view text, bool at_start,
                                                 bool find_control,
                                                 std::vector<int32_t>* ids) const {
-  if (text.size() > kMaxText_bytes) {
-    return absl::InvalidArgumentError(fmt::format(
-        "a text of {} bytes, at most {} can be tokenized at once", text.size(), kMaxText_bytes));
-  }
-  if (const size_t at = FindInvalidUtf8(text); at != std::string_view::npos) {
-    return absl::InvalidArgumentError(
-        fmt::format("the text is not valid UTF-8 at byte {}; send UTF-8", at));
-  }
+  LH_RETURN_IF_ERROR(CheckText(text));
   size_t done = 0;
   for (const AddedTokens::Match& match : added_.Find(text, find_control, classes_)) {
     LH_RETURN_IF_ERROR(EncodeRun(text.substr(done, match.begin - done), at_start, ids));
@@ -266,14 +258,6 @@ std::string_view SentencePieceTokenizer::TokenBytes(int32_t id) const {
 std::string SentencePieceTokenizer::TokenText(int32_t id) const {
   if (id < 0 || id >= vocab_size()) return {};
   return token_names_[id].empty() ? SanitizeUtf8(token_bytes_[id]) : token_names_[id];
-}
-
-std::string SentencePieceTokenizer::Decode(const std::vector<int32_t>& ids) const {
-  std::string bytes;
-  for (const int32_t id : ids) bytes.append(TokenBytes(id));
-  std::string_view text = bytes;
-  if (puts_space_first_ && text.starts_with(' ')) text.remove_prefix(1);
-  return SanitizeUtf8(text);
 }
 
 bool SentencePieceTokenizer::IsSpecial(int32_t id) const {

@@ -31,7 +31,6 @@ class SentencePieceTokenizer : public Tokenizer {
       const std::vector<PromptPart>& parts) const override;
   std::string_view TokenBytes(int32_t id) const override;
   std::string TokenText(int32_t id) const override;
-  std::string Decode(const std::vector<int32_t>& ids) const override;
   bool drops_first_space() const override { return puts_space_first_; }
   int32_t vocab_size() const override { return static_cast<int32_t>(token_bytes_.size()); }
   int32_t bos_id() const override { return bos_id_; }

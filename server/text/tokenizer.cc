@@ -5,12 +5,17 @@
 
 #include <filesystem>
 
+#include "server/text/detokenizer.h"
 #include "server/text/hf_tokenizer.h"
 #include "server/text/json_file.h"
 #include "server/text/sentencepiece_tokenizer.h"
 
 namespace longhaul {
 namespace {
+
+// Offsets inside a text are 32 bits, and a sentencepiece word mark is three times as
+// long as its space.
+constexpr size_t kMaxTextBytes = size_t{512} << 20;
 
 bool FileExists(const std::string& path) {
   std::error_code error;
@@ -34,6 +39,26 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadSentencePiece(const std::string& 
 }
 
 }  // namespace
+
+absl::Status Tokenizer::CheckText(std::string_view text) {
+  if (text.size() > kMaxTextBytes) {
+    return absl::InvalidArgumentError(fmt::format(
+        "a text of {} bytes, at most {} can be tokenized at once", text.size(), kMaxTextBytes));
+  }
+  if (const size_t at = FindInvalidUtf8(text); at != std::string_view::npos) {
+    return absl::InvalidArgumentError(
+        fmt::format("the text is not valid UTF-8 at byte {}; send UTF-8", at));
+  }
+  return absl::OkStatus();
+}
+
+std::string Tokenizer::Decode(const std::vector<int32_t>& ids) const {
+  std::string bytes;
+  for (const int32_t id : ids) bytes.append(TokenBytes(id));
+  std::string_view text = bytes;
+  if (drops_first_space() && text.starts_with(' ')) text.remove_prefix(1);
+  return SanitizeUtf8(text);
+}
 
 absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeParts(
     const std::vector<PromptPart>& parts) const {

@@ -49,7 +49,7 @@ class Tokenizer {
 
   // Whole text of ids; special tokens are skipped, invalid UTF-8 becomes U+FFFD. A sentencepiece
   // dummy prefix space is dropped at the start of the text.
-  virtual std::string Decode(const std::vector<int32_t>& ids) const = 0;
+  virtual std::string Decode(const std::vector<int32_t>& ids) const;
 
   // Text of the pieces that follow `previous` tokens of a running sequence starts without a dropped
   // space: true when the very first decoded piece drops its leading space (sentencepiece).
@@ -61,6 +61,10 @@ class Tokenizer {
   virtual bool IsSpecial(int32_t id) const = 0;
   // Id of a special or added token by its text; -1 = none. Chat templates are chosen with it.
   virtual int32_t SpecialId(std::string_view text) const = 0;
+
+ protected:
+  // What every Encode refuses: a text above 512 MiB, and invalid UTF-8 (with the byte offset).
+  static absl::Status CheckText(std::string_view text);
 };
 
 // Takes tokenizer.json if the folder has one, else tokenizer.model; reads tokenizer_config.json,
