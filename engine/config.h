@@ -10,18 +10,30 @@
 
 namespace longhaul {
 
+// In which order the (epoch, layer) cells of one prompt are computed; the bits are the same.
+//   kEpoch  all layers of an epoch, then the next epoch: pages can be shared as soon as an epoch
+//   ends kLayer  all epochs of a layer, then the next layer; keeps the hidden state of the whole
+//   prompt,
+//           for one prompt at a time; the others go by epoch
+//   kAuto   kEpoch: no storage type of this version gains from kLayer
+enum class PrefillOrder : uint8_t { kAuto, kEpoch, kLayer };
+
 struct EngineConfig {
-  int64_t max_model_len = 0;       // tokens, prompt + output; 0 = what the model allows
-  int64_t kv_cache_bytes = 0;      // page pool; 0 = a share of free memory, chosen by the server
-  DType kv_dtype = DType::kF32;    // kF32 or kBF16
-  int64_t epoch_tokens = 4096;     // prefill grid; a multiple of 64; part of the prefix cache key
-  int64_t slice_us = 250'000;      // time budget of one slice
-  int64_t max_num_seqs = 64;       // sequences decoding or prefilling at once
-  int64_t max_prefills = 4;        // prompts prefilled in turn (each holds one epoch of hidden state)
+  int64_t max_model_len = 0;     // tokens, prompt + output; 0 = what the model allows
+  int64_t kv_cache_bytes = 0;    // page pool; 0 = a share of free memory, chosen by the server
+  DType kv_dtype = DType::kF32;  // kF32 or kBF16
+  int64_t epoch_tokens = 4096;   // prefill grid; a multiple of 64; part of the prefix cache key
+  int64_t slice_us = 250'000;    // time budget of one slice
+  int64_t max_num_seqs = 64;     // sequences decoding or prefilling at once
+  int64_t max_prefills = 4;      // prompts prefilled in turn (each holds one epoch of hidden state)
   int64_t max_num_queued_reqs = 256;
+  int64_t max_num_queued_tokens = int64_t{1} << 24;  // prompt tokens of waiting requests together
+  int64_t retry_keep_us = 120'000'000;  // pages of a request that broke off are kept so long
+  double retry_keep_share = 0.5;        // ... in at most this share of the page pool
+  PrefillOrder prefill_order = PrefillOrder::kAuto;
   bool enable_prefix_caching = true;
-  SparseOptions sparse;            // default of requests that say nothing
-  uint64_t model_digest = 0;       // of weights and config; root of every prefix key
+  SparseOptions sparse;       // default of requests that say nothing
+  uint64_t model_digest = 0;  // of weights and config; root of every prefix key
 
   absl::Status Validate() const;
 };

@@ -59,8 +59,9 @@ struct Inbox {
 
 class EngineImpl : public Engine {
  public:
-  EngineImpl(const EngineConfig& config, std::unique_ptr<Executor> executor)
+  EngineImpl(const EngineConfig& config, std::unique_ptr<Executor> executor, StepObserver on_step)
       : config_(config),
+        on_step_(std::move(on_step)),
         executor_(std::move(executor)),
         limits_{.max_model_len = config.max_model_len,
                 .n_pages = executor_->n_pages(),
@@ -104,6 +105,7 @@ class EngineImpl : public Engine {
     return stats;
   }
 
+  absl::Status Health() const override { return absl::OkStatus(); }
   const ModelShape& shape() const override { return executor_->shape(); }
   int64_t max_model_len() const override { return limits_.max_model_len; }
 
@@ -232,6 +234,7 @@ class EngineImpl : public Engine {
   }
 
   const EngineConfig config_;
+  const StepObserver on_step_;
   const std::unique_ptr<Executor> executor_;
   const RequestLimits limits_;
   Scheduler scheduler_;
@@ -243,7 +246,8 @@ class EngineImpl : public Engine {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& config,
-                                                       std::unique_ptr<Executor> executor) {
+                                                       std::unique_ptr<Executor> executor,
+                                                       StepObserver on_step) {
   LH_RETURN_IF_ERROR(config.Validate());
   LH_CHECK(executor != nullptr);
   const ModelShape& shape = executor->shape();
@@ -258,7 +262,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
     return absl::InvalidArgumentError(
         "the KV cache has no page; start the server with a larger --kv-cache-memory");
   }
-  return std::make_unique<EngineImpl>(completed, std::move(executor));
+  return std::make_unique<EngineImpl>(completed, std::move(executor), std::move(on_step));
 }
 
 }  // namespace longhaul

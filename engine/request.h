@@ -17,22 +17,22 @@ namespace longhaul {
 using Clock = std::chrono::steady_clock;
 
 struct SamplingParams {
-  float temperature = 1.0f;         // 0 = greedy
-  int32_t top_k = 0;                // 0 = off
-  float top_p = 1.0f;               // (0, 1]
-  float min_p = 0.0f;               // [0, 1]
-  float repetition_penalty = 1.0f;  // > 0; over prompt and output
-  float presence_penalty = 0.0f;    // [-2, 2]; over output
-  float frequency_penalty = 0.0f;   // [-2, 2]; over output
+  float temperature = 1.0f;                           // 0 = greedy
+  int32_t top_k = 0;                                  // 0 = off
+  float top_p = 1.0f;                                 // (0, 1]
+  float min_p = 0.0f;                                 // [0, 1]
+  float repetition_penalty = 1.0f;                    // > 0; over prompt and output
+  float presence_penalty = 0.0f;                      // [-2, 2]; over output
+  float frequency_penalty = 0.0f;                     // [-2, 2]; over output
   std::vector<std::pair<int32_t, float>> logit_bias;  // (token id, added to its logit)
-  std::optional<uint64_t> seed;     // same seed, same request, same batch: same tokens
-  int32_t n_logprobs = -1;          // -1 = none, 0 = of the chosen token, k = and the k likeliest
-  int32_t min_tokens = 0;           // no stop token before so many output tokens
+  std::optional<uint64_t> seed;  // same seed, same request, same batch: same tokens
+  int32_t n_logprobs = -1;       // -1 = none, 0 = of the chosen token, k = and the k likeliest
+  int32_t min_tokens = 0;        // no stop token before so many output tokens
 };
 
 struct Request {
-  std::string id;                       // for logs and cancel; never trusted as unique
-  std::vector<int32_t> prompt;          // at least one token
+  std::string id;               // for logs and cancel; never trusted as unique
+  std::vector<int32_t> prompt;  // at least one token
   SamplingParams sampling;
   int64_t max_tokens = 16;              // output tokens per choice, >= 0 (0: prefill only)
   int32_t n = 1;                        // choices; they share the prompt's pages
@@ -42,7 +42,7 @@ struct Request {
   std::string cache_salt;               // namespace of the prefix cache
   int32_t priority = 0;                 // lower runs earlier
   std::optional<Clock::time_point> deadline;
-  bool report_progress = false;         // ProgressEvents, at most one per slice
+  bool report_progress = false;  // ProgressEvents, at most one per slice
   Clock::time_point accepted = Clock::now();
 };
 
@@ -53,8 +53,8 @@ struct TokenLogprob {
   float logprob = 0;
 };
 
-// One generated token of one choice. The stop token itself is delivered (with its finish reason), so
-// that usage can count it; the server does not print it.
+// One generated token of one choice. The stop token itself is delivered (with its finish reason),
+// so that usage can count it; the server does not print it.
 struct TokenEvent {
   int32_t choice = 0;
   int32_t token = -1;  // -1: no token, only the finish reason (max_tokens = 0)
@@ -75,18 +75,26 @@ struct ProgressEvent {
   double density = 1.0;          // so far
 };
 
-// Always the last event of a stream.
+// Always the last event of a stream. A refusal carries RetryAfterUs (engine/retry_after.h).
 struct DoneEvent {
-  absl::Status status;           // not OK: the request failed after it was admitted
+  absl::Status status;  // not OK: the request failed after it was admitted
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;
-  int64_t output_tokens = 0;     // of all choices
-  int64_t queue_us = 0;          // acceptance by the engine until the first slice
-  int64_t prefill_us = 0;        // first slice until the first token
-  int64_t decode_us = 0;         // first token until the last
+  int64_t output_tokens = 0;  // of all choices
+  int64_t queue_us = 0;       // acceptance by the engine until the first slice
+  int64_t prefill_us = 0;     // first slice until the first token
+  int64_t decode_us = 0;      // first token until the last
   SparseReport sparse;
 };
 
-using StreamEvent = std::variant<TokenEvent, ProgressEvent, DoneEvent>;
+// The first event of a request that was taken: it will be worked on. A request that is refused
+// after Submit (its deadline cannot be met) gets a DoneEvent instead, and nothing before it. Front
+// ends send no answer, not even its header, before they have seen one of the two.
+struct AcceptedEvent {
+  int64_t cached_tokens = 0;       // of the prompt, known from the prefix cache by now
+  int64_t predicted_ttft_us = -1;  // from acceptance to the first token; -1 = not known
+};
+
+using StreamEvent = std::variant<AcceptedEvent, TokenEvent, ProgressEvent, DoneEvent>;
 
 }  // namespace longhaul

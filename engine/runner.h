@@ -1,5 +1,5 @@
-// Runner: the Executor that owns a model on a backend: weights, KV pool bytes, scratch arena, hidden
-// slots. One per rank; used from the engine thread only.
+// Runner: the Executor that owns a model on a backend: weights, KV pool bytes, scratch arena,
+// hidden slots. One per rank; used from the engine thread only.
 #pragma once
 
 #include <memory>
@@ -14,14 +14,15 @@ namespace longhaul {
 struct MemoryPlan {
   int64_t weight_bytes = 0;
   int64_t kv_pool_bytes = 0;
-  int64_t workspace_bytes = 0;  // arena at its largest step; linear in max_model_len, never quadratic
-  int64_t hidden_bytes = 0;     // paused epochs
+  int64_t workspace_bytes =
+      0;                     // arena at its largest step; linear in max_model_len, never quadratic
+  int64_t hidden_bytes = 0;  // paused epochs
 };
 
 // Loads a Hugging Face folder (config.json, *.safetensors). Reports load progress to the log.
-// Errors: NotFound / InvalidArgument naming file, tensor and field; ResourceExhausted when the KV pool
-// does not fit into memory (with the numbers); Unimplemented for an architecture that is not supported.
-// `config` is completed: max_model_len 0 becomes the model's, model_digest is filled.
+// Errors: NotFound / InvalidArgument naming file, tensor and field; ResourceExhausted when the KV
+// pool does not fit into memory (with the numbers); Unimplemented for an architecture that is not
+// supported. `config` is completed: max_model_len 0 becomes the model's, model_digest is filled.
 absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_dir,
                                                      std::unique_ptr<Backend> backend,
                                                      EngineConfig& config, MemoryPlan* plan);

@@ -1,4 +1,4 @@
-// Scheduler, second half: what a finished step means for its sequences.
+// Scheduler: what a finished step means for its sequences.
 #include <algorithm>
 #include <array>
 #include <utility>

@@ -1,6 +1,6 @@
 // StepPlan: one step of work as plain integers, made by the scheduler, executed by every rank.
-// Executor: what the engine needs from the model side; the real one is engine/runner.h, the tests of
-// the scheduler use a fake. One coarse virtual call per step.
+// Executor: what the engine needs from the model side; the real one is engine/runner.h, the tests
+// of the scheduler use a fake. One coarse virtual call per step.
 #pragma once
 
 #include <cstdint>
@@ -25,14 +25,16 @@ struct DecodeRow {
 // layer continues from the hidden state that the previous slice of the same epoch left in the slot.
 struct PrefillSlice {
   int64_t seq_id = 0;
-  int64_t begin = 0;                // token positions [begin, end); end is on the epoch grid or the
-  int64_t end = 0;                  // end of the prompt
+  int64_t begin = 0;  // token positions [begin, end); end is on the epoch grid or the
+  int64_t end = 0;    // end of the prompt
   int32_t layer_begin = 0;
   int32_t layer_end = 0;
   int64_t prompt_tokens = 0;        // length of the whole prompt
   std::span<const int32_t> tokens;  // [end - begin]
   std::span<const int32_t> pages;   // [ceil(end / 64)]
-  int32_t hidden_slot = 0;          // in [0, max_prefills): holds [epoch_tokens, E] while paused
+  int32_t hidden_slot = 0;          // in [0, max_prefills): holds [epoch_tokens, E] while paused;
+                                    // max_prefills: the store of the one prompt that goes layer by
+                                    // layer, [max_model_len, E], rows are positions
   const SparseOptions* sparse = nullptr;
   SparseState* sparse_state = nullptr;  // of the sequence; updated
 };
@@ -43,9 +45,9 @@ struct PageCopy {
 };
 
 struct StepPlan {
-  std::vector<PageCopy> copies;      // executed first
-  std::vector<DecodeRow> decode;     // all in one batch
-  std::vector<PrefillSlice> prefill; // in order
+  std::vector<PageCopy> copies;       // executed first
+  std::vector<DecodeRow> decode;      // all in one batch
+  std::vector<PrefillSlice> prefill;  // in order
   bool empty() const { return copies.empty() && decode.empty() && prefill.empty(); }
 };
 
@@ -65,7 +67,7 @@ struct StepResult {
 // What the scheduler must know of the model.
 struct ModelShape {
   int32_t n_layers = 0;
-  int32_t n_heads = 0;        // query heads
+  int32_t n_heads = 0;  // query heads
   int32_t n_kv_heads = 0;
   int32_t head_dim = 0;
   int32_t hidden_size = 0;

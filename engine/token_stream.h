@@ -1,6 +1,6 @@
 // TokenStream: the reading end of one request. Events come from the engine thread, are read by one
-// other thread, and end with a DoneEvent. Dropping the stream cancels the request: its pages are free
-// after the slice in flight.
+// other thread, and end with a DoneEvent. Dropping the stream cancels the request: its pages are
+// free after the slice in flight.
 #pragma once
 
 #include <chrono>

@@ -76,6 +76,7 @@ struct CacheStats {
   int64_t n_pages_used = 0;
   int64_t n_pages_idle = 0;      // held by the prefix cache alone
   int64_t n_pages_reserved = 0;  // promised, not yet taken
+  int64_t n_pages_pinned = 0;    // idle pages that a pin protects
   int64_t n_evictions = 0;
 };
 

@@ -65,7 +65,9 @@ void GenerationImpl::SetReadyCallback(std::function<void()> on_ready) {
 void GenerationImpl::Cancel() { stream_.Cancel(); }
 
 void GenerationImpl::OnEvent(StreamEvent event) {
-  if (auto* progress = std::get_if<ProgressEvent>(&event)) {
+  if (const auto* accepted = std::get_if<AcceptedEvent>(&event)) {
+    chunks_.emplace_back(*accepted);
+  } else if (auto* progress = std::get_if<ProgressEvent>(&event)) {
     chunks_.emplace_back(*progress);
   } else if (const auto* token = std::get_if<TokenEvent>(&event)) {
     OnToken(*token);

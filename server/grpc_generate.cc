@@ -127,10 +127,13 @@ void GenerateCall::Advance() {
       write = false;
       finish = true;
     } else {
-      const std::optional<api::Chunk> chunk = generation_->TryNext();
+      std::optional<api::Chunk> chunk = generation_->TryNext();
+      if (chunk && std::holds_alternative<AcceptedEvent>(*chunk)) chunk = generation_->TryNext();
       if (!chunk) return;
-      std::visit([this](const auto& event) { ToProto(event, response_); }, *chunk);
+      if (const auto* delta = std::get_if<api::TextDelta>(&*chunk)) ToProto(*delta, response_);
+      if (const auto* event = std::get_if<ProgressEvent>(&*chunk)) ToProto(*event, response_);
       if (const auto* summary = std::get_if<api::Summary>(&*chunk)) {
+        ToProto(*summary, response_);
         status = ToGrpc(summary->status);
         write = status.ok();
         finish = true;

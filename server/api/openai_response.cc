@@ -132,6 +132,7 @@ StreamWriter::StreamWriter(ResponseHead head)
     : head_(std::move(head)), started_(head_.n, false), text_bytes_(head_.n, 0) {}
 
 std::string StreamWriter::Write(const Chunk& chunk) {
+  if (std::holds_alternative<AcceptedEvent>(chunk)) return "";
   if (const auto* progress = std::get_if<ProgressEvent>(&chunk)) return WriteProgress(*progress);
   if (const auto* summary = std::get_if<Summary>(&chunk)) return WriteSummary(*summary);
   const auto& delta = std::get<TextDelta>(chunk);

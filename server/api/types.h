@@ -92,6 +92,7 @@ struct Summary {                       // the last chunk
   std::string sparse_mode;             // resolved
 };
 
-using Chunk = std::variant<TextDelta, ProgressEvent, Summary>;
+// AcceptedEvent first, unless the request was refused; Summary last.
+using Chunk = std::variant<AcceptedEvent, TextDelta, ProgressEvent, Summary>;
 
 }  // namespace longhaul::api

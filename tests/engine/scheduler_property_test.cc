@@ -31,7 +31,7 @@ class RecordingSink : public EventSink {
       EXPECT_GE(progress->eta_us, progress->phase == Phase::kQueued ? -1 : 0);
       last_progress = progress->processed_tokens;
       ++n_progress;
-    } else {
+    } else if (std::holds_alternative<DoneEvent>(event)) {
       done = std::get<DoneEvent>(std::move(event));
     }
   }

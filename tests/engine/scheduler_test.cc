@@ -22,7 +22,7 @@ struct Sink : EventSink {
       tokens.push_back(*token);
     } else if (auto* p = std::get_if<ProgressEvent>(&event)) {
       progress.push_back({*now_us, *p});
-    } else {
+    } else if (std::holds_alternative<DoneEvent>(event)) {
       done = std::get<DoneEvent>(std::move(event));
       done_us = *now_us;
     }

@@ -69,6 +69,7 @@ class FakeEngine final : public Engine {
     stats.n_pages_total = 100;
     return stats;
   }
+  absl::Status Health() const override { return absl::OkStatus(); }
   const ModelShape& shape() const override { return shape_; }
   int64_t max_model_len() const override { return 4096; }
   bool Drain(std::chrono::milliseconds) override { return true; }

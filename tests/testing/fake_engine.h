@@ -95,6 +95,7 @@ class FakeEngine final : public Engine {
     stats.prompt_tokens = 7;
     return stats;
   }
+  absl::Status Health() const override { return absl::OkStatus(); }
   const ModelShape& shape() const override { return shape_; }
   int64_t max_model_len() const override { return max_model_len_; }
   bool Drain(std::chrono::milliseconds) override { return n_running_ == 0; }

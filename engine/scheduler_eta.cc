@@ -1,0 +1,66 @@
+// Scheduler: how long a request still takes, and the progress events that say so.
+#include <algorithm>
+#include <utility>
+
+#include "engine/scheduler.h"
+
+namespace longhaul {
+
+double Scheduler::RemainingUs(const Sequence& sequence) const {
+  double remaining_us = cost_.PrefillUs(sequence.later_work);
+  if (sequence.end > sequence.begin) {
+    const PrefillWork layer_work =
+        CostModel::EpochWork(sequence.sparse, sequence.density, sequence.begin, sequence.end);
+    remaining_us += cost_.PrefillUs(layer_work * (shape_.n_layers - sequence.next_layer));
+  }
+  return remaining_us;
+}
+
+// Prompts share the time evenly, so each other one costs as much as this one still needs, at most
+// what it needs itself. Decode rows ride along with every slice.
+int64_t Scheduler::EtaUs(const Sequence& sequence) const {
+  const double own_us = RemainingUs(sequence);
+  double total_us = own_us;
+  int64_t n_rows = 0;
+  int64_t n_keys = 0;
+  for (const SequencePtr& other : running_) {
+    if (other->prefilling() && other.get() != &sequence) {
+      total_us += std::min(own_us, RemainingUs(*other));
+    }
+    for (const Choice& choice : other->choices) {
+      if (choice.finished()) continue;
+      ++n_rows;
+      n_keys += other->DecodePosition(choice) + 1;
+    }
+  }
+  const double decode_share =
+      cost_.DecodeUs(n_rows, n_keys) / static_cast<double>(config_.slice_us);
+  return static_cast<int64_t>(total_us * (1.0 + decode_share));
+}
+
+// In the queue: everything ahead, then its own prefill. How long running answers hold pages that it
+// may wait for is not known.
+int64_t Scheduler::QueuedEtaUs(const Sequence& sequence) const {
+  if (!cost_.learned()) return -1;
+  double total_us = cost_.PrefillUs(sequence.later_work);
+  for (const SequencePtr& other : running_) {
+    if (other->prefilling()) total_us += RemainingUs(*other);
+  }
+  for (const SequencePtr& other : waiting_) {
+    if (other.get() == &sequence || other->request.priority > sequence.request.priority) break;
+    total_us += cost_.PrefillUs(other->later_work);
+  }
+  return static_cast<int64_t>(total_us);
+}
+
+void Scheduler::EmitQueuedProgress(int64_t now_us) {
+  constexpr int64_t kIntervalUs = 500'000;
+  for (const SequencePtr& sequence : waiting_) {
+    if (!sequence->request.report_progress) continue;
+    if (now_us - sequence->times.last_progress_us < kIntervalUs) continue;
+    sequence->times.last_progress_us = now_us;
+    sequence->sink->Emit(sequence->Progress(Phase::kQueued, now_us, QueuedEtaUs(*sequence)));
+  }
+}
+
+}  // namespace longhaul
