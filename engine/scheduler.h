@@ -114,6 +114,10 @@ class Scheduler {
   double RemainingUs(const Sequence& sequence) const;
   int64_t EtaUs(const Sequence& sequence) const;
   int64_t QueuedEtaUs(const Sequence& sequence) const;
+  // Time from now until the first token of a request that waits (or is about to), when
+  // `cached_tokens` of its prompt need no work; -1 = not known. PrefillAloneUs: on an idle server.
+  int64_t PredictTtftUs(const Sequence& sequence, int64_t cached_tokens) const;
+  int64_t PrefillAloneUs(const Sequence& sequence, int64_t cached_tokens) const;
   void EmitQueuedProgress(int64_t now_us);
 
   const EngineConfig config_;

@@ -38,11 +38,16 @@ int64_t Scheduler::EtaUs(const Sequence& sequence) const {
   return static_cast<int64_t>(total_us * (1.0 + decode_share));
 }
 
+int64_t Scheduler::PrefillAloneUs(const Sequence& sequence, int64_t cached_tokens) const {
+  if (!cost_.learned()) return -1;
+  return static_cast<int64_t>(cost_.PrefillUs(LaterWork(sequence, cached_tokens)));
+}
+
 // In the queue: everything ahead, then its own prefill. How long running answers hold pages that it
 // may wait for is not known.
-int64_t Scheduler::QueuedEtaUs(const Sequence& sequence) const {
+int64_t Scheduler::PredictTtftUs(const Sequence& sequence, int64_t cached_tokens) const {
   if (!cost_.learned()) return -1;
-  double total_us = cost_.PrefillUs(sequence.later_work);
+  double total_us = cost_.PrefillUs(LaterWork(sequence, cached_tokens));
   for (const SequencePtr& other : running_) {
     if (other->prefilling()) total_us += RemainingUs(*other);
   }
@@ -51,6 +56,10 @@ int64_t Scheduler::QueuedEtaUs(const Sequence& sequence) const {
     total_us += cost_.PrefillUs(other->later_work);
   }
   return static_cast<int64_t>(total_us);
+}
+
+int64_t Scheduler::QueuedEtaUs(const Sequence& sequence) const {
+  return PredictTtftUs(sequence, sequence.cached_tokens);
 }
 
 void Scheduler::EmitQueuedProgress(int64_t now_us) {
