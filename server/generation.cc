@@ -16,6 +16,15 @@ int64_t Microseconds(Clock::duration duration) {
 
 }  // namespace
 
+api::Timings FrontTimings(const api::FrontPhases& phases) {
+  api::Timings timings;
+  timings.read = phases.read_us;
+  timings.parse = phases.parse_us;
+  timings.template_ = phases.template_us;
+  timings.tokenize = phases.tokenize_us;
+  return timings;
+}
+
 GenerationImpl::GenerationImpl(std::shared_ptr<const SessionShared> shared, GenerationParams params,
                                TokenStream stream)
     : shared_(std::move(shared)), params_(std::move(params)), stream_(std::move(stream)) {
@@ -30,6 +39,7 @@ GenerationImpl::~GenerationImpl() {
   summary.status = absl::CancelledError("the client went away");
   summary.usage.prompt_tokens = params_.prompt_tokens;
   summary.usage.completion_tokens = completion_tokens_;
+  summary.timings = FrontTimings(params_.phases);
   summary.sparse_mode = params_.sparse_mode;
   Record(std::move(summary));
 }
@@ -66,6 +76,7 @@ void GenerationImpl::Cancel() { stream_.Cancel(); }
 
 void GenerationImpl::OnEvent(StreamEvent event) {
   if (const auto* accepted = std::get_if<AcceptedEvent>(&event)) {
+    accepted_ = true;
     chunks_.emplace_back(*accepted);
   } else if (auto* progress = std::get_if<ProgressEvent>(&event)) {
     chunks_.emplace_back(*progress);
@@ -166,10 +177,7 @@ void GenerationImpl::OnDone(const DoneEvent& event) {
   summary.usage.cached_tokens = event.cached_tokens;
   summary.usage.completion_tokens = completion_tokens_;
   api::Timings& timings = summary.timings;
-  timings.read = params_.phases.read_us;
-  timings.parse = params_.phases.parse_us;
-  timings.template_ = params_.phases.template_us;
-  timings.tokenize = params_.phases.tokenize_us;
+  timings = FrontTimings(params_.phases);
   timings.queue = event.queue_us;
   timings.prefill = event.prefill_us;
   timings.decode = event.decode_us;
@@ -186,6 +194,7 @@ void GenerationImpl::Record(api::Summary summary) {
   record.request_id = params_.request_id;
   record.chat = params_.chat;
   record.n = params_.n;
+  record.refused = !accepted_ && !summary.status.ok() && !absl::IsCancelled(summary.status);
   record.summary = std::move(summary);
   record.finished = std::move(reasons_);
   record.e2e_s = Seconds(Clock::now() - params_.phases.accepted);

@@ -22,6 +22,9 @@ struct SessionShared {
   std::unique_ptr<Tokenizer> tokenizer;
 };
 
+// The phases before the engine, as a summary tells them.
+api::Timings FrontTimings(const api::FrontPhases& phases);
+
 struct GenerationParams {
   std::string request_id;
   bool chat = false;
@@ -85,6 +88,7 @@ class GenerationImpl final : public Generation {
   std::deque<api::Chunk> chunks_;
   int32_t n_finished_ = 0;
   bool stopped_early_ = false;  // every choice ended by a stop string: the rest was cancelled by us
+  bool accepted_ = false;       // the engine took it
   bool recorded_ = false;
   int64_t completion_tokens_ = 0;
   std::optional<Clock::time_point> first_token_;

@@ -55,6 +55,12 @@ class SessionImpl final : public Session {
   std::string chat_form() const override { return std::string(ChatFormName(form_)); }
 
  private:
+  // Start, with *phases filled as far as it came.
+  absl::StatusOr<std::unique_ptr<Generation>> StartTimed(const api::GenerateRequest& request,
+                                                         api::FrontPhases* phases);
+  void RecordRefusal(const api::GenerateRequest& request, const api::FrontPhases& phases,
+                     const absl::Status& status) const;
+
   int32_t vocab_size() const { return engine_->shape().vocab_size; }
   absl::Status CheckModel(const std::string& model) const;
   // Refuses by size alone what cannot fit, before any work.
@@ -158,6 +164,13 @@ absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::Start(
     const api::GenerateRequest& request, const api::FrontPhases& front_phases) {
   api::FrontPhases phases = front_phases;
   if (phases.accepted == Clock::time_point()) phases.accepted = Clock::now();
+  auto generation = StartTimed(request, &phases);
+  if (!generation.ok()) RecordRefusal(request, phases, generation.status());
+  return generation;
+}
+
+absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::StartTimed(
+    const api::GenerateRequest& request, api::FrontPhases* phases) {
   LH_RETURN_IF_ERROR(CheckModel(request.model));
   LH_RETURN_IF_ERROR(ValidateRequest(request, config(), vocab_size()));
   LH_ASSIGN_OR_RETURN(const SparseOptions sparse, ResolveSparse(request.sparse, config().sparse));
@@ -183,8 +196,8 @@ absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::Start(
     const auto* text = std::get_if<std::string>(&request.prompt);
     params.echo = text != nullptr ? *text : tokenizer().Decode(ids);
   }
-  (chat ? phases.template_us : phases.tokenize_us) = MicrosecondsSince(tokenize_begin);
-  params.phases = phases;
+  (chat ? phases->template_us : phases->tokenize_us) = MicrosecondsSince(tokenize_begin);
+  params.phases = *phases;
 
   Request submitted;
   submitted.id = request.request_id;
@@ -198,11 +211,11 @@ absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::Start(
   submitted.cache_salt = request.cache_salt;
   submitted.priority = request.priority;
   if (request.timeout_s) {
-    submitted.deadline = phases.accepted + std::chrono::duration_cast<Clock::duration>(
-                                               std::chrono::duration<double>(*request.timeout_s));
+    submitted.deadline = phases->accepted + std::chrono::duration_cast<Clock::duration>(
+                                                std::chrono::duration<double>(*request.timeout_s));
   }
   submitted.report_progress = request.return_progress;
-  submitted.accepted = phases.accepted;
+  submitted.accepted = phases->accepted;
   auto stream = engine_->Submit(std::move(submitted));
   if (!stream.ok()) {
     return absl::IsOutOfRange(stream.status())
@@ -210,6 +223,20 @@ absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::Start(
                : stream.status();
   }
   return std::make_unique<GenerationImpl>(shared_, std::move(params), *std::move(stream));
+}
+
+void SessionImpl::RecordRefusal(const api::GenerateRequest& request, const api::FrontPhases& phases,
+                                const absl::Status& status) const {
+  if (!config().on_finished) return;
+  RequestRecord record;
+  record.request_id = request.request_id;
+  record.chat = std::holds_alternative<std::vector<ChatMessage>>(request.prompt);
+  record.refused = true;
+  record.n = request.n;
+  record.summary.status = status;
+  record.summary.timings = FrontTimings(phases);
+  record.e2e_s = std::chrono::duration<double>(Clock::now() - phases.accepted).count();
+  config().on_finished(record);
 }
 
 }  // namespace

@@ -29,10 +29,12 @@ class Generation {
   virtual int64_t prompt_tokens() const = 0;
 };
 
-// One finished, failed or cancelled request, for metrics and the request log. No text of the user.
+// One finished, failed, cancelled or refused request, for metrics and the request log. No text of
+// the user.
 struct RequestRecord {
   std::string request_id;
   bool chat = false;
+  bool refused = false;  // not taken: summary.status says why; no token was computed for it
   int32_t n = 1;
   api::Summary summary;                // status Cancelled when the Generation was dropped
   std::vector<FinishReason> finished;  // of the choices that ended
@@ -53,7 +55,8 @@ struct SessionConfig {
   // time.
   int64_t default_max_tokens = 16384;
   int tokenizer_threads = 0;
-  // Called once per started request, by the thread that reads or drops its Generation.
+  // Called once per request that came as far as Start, refused ones included: by the thread that
+  // calls Start, or that reads or drops its Generation. May be empty.
   std::function<void(const RequestRecord&)> on_finished;
 };
 
