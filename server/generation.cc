@@ -16,15 +16,6 @@ int64_t Microseconds(Clock::duration duration) {
 
 }  // namespace
 
-api::Timings FrontTimings(const api::FrontPhases& phases) {
-  api::Timings timings;
-  timings.read = phases.read_us;
-  timings.parse = phases.parse_us;
-  timings.template_ = phases.template_us;
-  timings.tokenize = phases.tokenize_us;
-  return timings;
-}
-
 GenerationImpl::GenerationImpl(std::shared_ptr<const SessionShared> shared, GenerationParams params,
                                TokenStream stream)
     : shared_(std::move(shared)), params_(std::move(params)), stream_(std::move(stream)) {

@@ -22,9 +22,6 @@ struct SessionShared {
   std::unique_ptr<Tokenizer> tokenizer;
 };
 
-// The phases before the engine, as a summary tells them.
-api::Timings FrontTimings(const api::FrontPhases& phases);
-
 struct GenerationParams {
   std::string request_id;
   bool chat = false;

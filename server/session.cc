@@ -58,8 +58,6 @@ class SessionImpl final : public Session {
   // Start, with *phases filled as far as it came.
   absl::StatusOr<std::unique_ptr<Generation>> StartTimed(const api::GenerateRequest& request,
                                                          api::FrontPhases* phases);
-  void RecordRefusal(const api::GenerateRequest& request, const api::FrontPhases& phases,
-                     const absl::Status& status) const;
 
   int32_t vocab_size() const { return engine_->shape().vocab_size; }
   absl::Status CheckModel(const std::string& model) const;
@@ -165,7 +163,12 @@ absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::Start(
   api::FrontPhases phases = front_phases;
   if (phases.accepted == Clock::time_point()) phases.accepted = Clock::now();
   auto generation = StartTimed(request, &phases);
-  if (!generation.ok()) RecordRefusal(request, phases, generation.status());
+  if (!generation.ok()) {
+    const bool chat = std::holds_alternative<std::vector<ChatMessage>>(request.prompt);
+    RequestRecord record = RefusalRecord(request.request_id, chat, phases, generation.status());
+    record.n = request.n;
+    RecordRefusal(record);
+  }
   return generation;
 }
 
@@ -223,20 +226,6 @@ absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::StartTimed(
                : stream.status();
   }
   return std::make_unique<GenerationImpl>(shared_, std::move(params), *std::move(stream));
-}
-
-void SessionImpl::RecordRefusal(const api::GenerateRequest& request, const api::FrontPhases& phases,
-                                const absl::Status& status) const {
-  if (!config().on_finished) return;
-  RequestRecord record;
-  record.request_id = request.request_id;
-  record.chat = std::holds_alternative<std::vector<ChatMessage>>(request.prompt);
-  record.refused = true;
-  record.n = request.n;
-  record.summary.status = status;
-  record.summary.timings = FrontTimings(phases);
-  record.e2e_s = std::chrono::duration<double>(Clock::now() - phases.accepted).count();
-  config().on_finished(record);
 }
 
 }  // namespace

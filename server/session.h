@@ -10,6 +10,7 @@
 
 #include "engine/engine.h"
 #include "server/api/types.h"
+#include "server/request_record.h"
 #include "server/text/tokenizer.h"
 
 namespace longhaul {
@@ -27,19 +28,6 @@ class Generation {
   virtual void SetReadyCallback(std::function<void()> on_ready) = 0;
   virtual void Cancel() = 0;
   virtual int64_t prompt_tokens() const = 0;
-};
-
-// One finished, failed, cancelled or refused request, for metrics and the request log. No text of
-// the user.
-struct RequestRecord {
-  std::string request_id;
-  bool chat = false;
-  bool refused = false;  // not taken: summary.status says why; no token was computed for it
-  int32_t n = 1;
-  api::Summary summary;                // status Cancelled when the Generation was dropped
-  std::vector<FinishReason> finished;  // of the choices that ended
-  double e2e_s = 0;                    // accepted until the end
-  std::vector<double> token_gaps_s;    // between the tokens of a choice; at most the first 4096
 };
 
 struct SessionConfig {
@@ -82,6 +70,11 @@ class Session {
   // checked against the vocabulary, messages with the chat form. Blocks like Start.
   virtual absl::StatusOr<std::vector<int32_t>> Tokenize(const api::Prompt& prompt,
                                                         bool add_special_tokens) const = 0;
+
+  // For a front end that refuses a request without Start.
+  void RecordRefusal(const RequestRecord& record) const {
+    if (config().on_finished) config().on_finished(record);
+  }
 
   virtual const Tokenizer& tokenizer() const = 0;
   virtual Engine& engine() = 0;
