@@ -98,6 +98,11 @@ class EngineImpl : public Engine {
     return TokenStream(std::move(stream));
   }
 
+  absl::Status CheckQueue() const override {
+    std::lock_guard lock(inbox_->mutex);
+    return CheckQueueLocked();
+  }
+
   EngineStats Stats() const override {
     std::lock_guard lock(inbox_->mutex);
     EngineStats stats = inbox_->stats;
@@ -131,11 +136,6 @@ class EngineImpl : public Engine {
   }
 
  private:
-  absl::Status CheckQueue() {
-    std::lock_guard lock(inbox_->mutex);
-    return CheckQueueLocked();
-  }
-
   absl::Status CheckQueueLocked() const {
     if (inbox_->draining) {
       return absl::UnavailableError("the server is shutting down and takes no new requests");

@@ -65,6 +65,9 @@ class Engine {
   //   range ResourceExhausted  the queue is full, in requests or in prompt tokens; with
   //   RetryAfterUs Unavailable        draining
   virtual absl::StatusOr<TokenStream> Submit(Request request) = 0;
+  // What Submit would say about the queue now, whatever the request: ResourceExhausted when it is
+  // full, Unavailable when draining. For front ends, before they read or tokenize anything.
+  virtual absl::Status CheckQueue() const = 0;
 
   virtual EngineStats Stats() const = 0;
   // OK, or Unavailable when the step under way takes far longer than predicted (kUnhealthyFactor

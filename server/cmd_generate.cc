@@ -60,9 +60,9 @@ api::Summary Follow(Generation& generation, bool print, std::string& answer) {
         std::fwrite(delta->text.data(), 1, delta->text.size(), stdout);
         std::fflush(stdout);
       }
-    } else {
+    } else if (const auto* summary = std::get_if<api::Summary>(&*chunk)) {
       progress.Clear();
-      return std::get<api::Summary>(*chunk);
+      return *summary;
     }
   }
 }

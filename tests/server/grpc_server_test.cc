@@ -63,6 +63,7 @@ class FakeEngine final : public Engine {
   absl::StatusOr<TokenStream> Submit(Request) override {
     return absl::UnimplementedError("the fake session submits nothing");
   }
+  absl::Status CheckQueue() const override { return absl::OkStatus(); }
   EngineStats Stats() const override {
     EngineStats stats;
     stats.n_running = 3;

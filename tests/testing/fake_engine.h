@@ -1,5 +1,6 @@
 // A model-free engine and a byte tokenizer for tests of the server: what each request answers is a
-// script of the test, run on a thread of its own as the engine thread would.
+// script of the test, run on a thread of its own as the engine thread would. Each request is
+// accepted first, unless SetVerdict says otherwise.
 #pragma once
 
 #include <array>
@@ -81,12 +82,16 @@ class FakeEngine final : public Engine {
     requests_.push_back(request);
     auto state = std::make_shared<StreamState>([] {});
     ++n_running_;
-    threads_.emplace_back([this, state, request = std::move(request)] {
-      script_(request, *state);
+    threads_.emplace_back([this, state, request = std::move(request), verdict = verdict_] {
+      RunScript(request, verdict, *state);
       if (state->cancelled()) ++n_cancelled_;
       --n_running_;
     });
     return TokenStream(state);
+  }
+  absl::Status CheckQueue() const override {
+    const std::lock_guard lock(mutex_);
+    return queue_status_;
   }
   EngineStats Stats() const override {
     EngineStats stats;
@@ -105,6 +110,15 @@ class FakeEngine final : public Engine {
     const std::lock_guard lock(mutex_);
     submit_status_ = std::move(status);
   }
+  void SetQueueStatus(absl::Status status) {
+    const std::lock_guard lock(mutex_);
+    queue_status_ = std::move(status);
+  }
+  // Requests from now on get this as their only event, as from an engine whose prediction says no.
+  void SetVerdict(absl::Status status) {
+    const std::lock_guard lock(mutex_);
+    verdict_ = std::move(status);
+  }
   Request last_request() {
     const std::lock_guard lock(mutex_);
     return requests_.back();
@@ -117,11 +131,22 @@ class FakeEngine final : public Engine {
   int n_running() const { return n_running_; }
 
  private:
+  void RunScript(const Request& request, const absl::Status& verdict, StreamState& state) const {
+    if (verdict.ok()) {
+      state.Emit(AcceptedEvent{});
+      return script_(request, state);
+    }
+    DoneEvent done;
+    done.status = verdict;
+    done.prompt_tokens = static_cast<int64_t>(request.prompt.size());
+    state.Emit(done);
+  }
+
   const Script script_;
   const int64_t max_model_len_;
   ModelShape shape_;
-  std::mutex mutex_;
-  absl::Status submit_status_;
+  mutable std::mutex mutex_;
+  absl::Status submit_status_, queue_status_, verdict_;
   std::vector<Request> requests_;
   std::vector<std::thread> threads_;
   std::atomic<int> n_running_{0};
