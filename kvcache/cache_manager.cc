@@ -11,8 +11,11 @@ namespace longhaul {
 
 CacheLease::~CacheLease() { manager_->Close(*this); }
 
-CacheManager::CacheManager(int32_t n_pages, bool enable_prefix_caching)
-    : enable_prefix_caching_(enable_prefix_caching), pool_(n_pages), index_(n_pages) {}
+CacheManager::CacheManager(int32_t n_pages, bool enable_prefix_caching, int64_t max_pinned_pages)
+    : enable_prefix_caching_(enable_prefix_caching),
+      max_pinned_pages_(max_pinned_pages),
+      pool_(n_pages),
+      index_(n_pages) {}
 
 CacheManager::~CacheManager() { LH_CHECK(leases_.empty()); }
 
@@ -30,40 +33,51 @@ void CacheManager::Close(CacheLease& lease) {
   leases_.erase(&lease);
 }
 
+CacheManager::Walk CacheManager::Follow(const PrefixCursor& from, int64_t known_tokens,
+                                        std::span<const int32_t> tokens,
+                                        const MatchRule& rule) const {
+  LH_DCHECK(rule.grain_tokens % kPageTokens == 0);
+  const int64_t limit = std::min<int64_t>(rule.limit_tokens, tokens.size());
+  Walk walk{.pages = {}, .cursor = from};
+  size_t n_best = 0;  // pages up to the last place where a match may end, the cursor behind them
+  PrefixCursor cursor = from;
+  for (int64_t end = known_tokens + kPageTokens; end <= limit; end += kPageTokens) {
+    const auto page = index_.Find(cursor, tokens.subspan(end - kPageTokens).first<kPageTokens>());
+    if (!page.has_value()) break;
+    walk.pages.push_back(*page);
+    cursor = index_.Behind(cursor, *page);
+    if (end % rule.grain_tokens != 0) continue;
+    if (rule.needs_state && index_.state(*page) == nullptr) continue;
+    n_best = walk.pages.size();
+    walk.cursor = cursor;
+  }
+  walk.pages.resize(n_best);
+  return walk;
+}
+
 int64_t CacheManager::Match(CacheLease& lease, std::span<const int32_t> tokens,
                             const MatchRule& rule) {
-  LH_DCHECK(rule.grain_tokens % kPageTokens == 0);
   PageTable& table = lease.table_;
   if (!enable_prefix_caching_ || !lease.publishing_ ||
       table.n_pages() != lease.n_published_pages_) {
     return table.n_tokens();
   }
-  // Walk without taking anything, remember the last place where a match may end.
-  const int64_t limit = std::min<int64_t>(rule.limit_tokens, tokens.size());
-  const int64_t begin = table.n_tokens();
-  PrefixCursor cursor = lease.cursor_;
-  PrefixCursor best_cursor = cursor;
-  std::vector<int32_t> found;
-  size_t n_best = 0;
-  for (int64_t end = begin + kPageTokens; end <= limit; end += kPageTokens) {
-    const auto page = index_.Find(cursor, tokens.subspan(end - kPageTokens).first<kPageTokens>());
-    if (!page.has_value()) break;
-    found.push_back(*page);
-    cursor = index_.Behind(cursor, *page);
-    if (end % rule.grain_tokens != 0) continue;
-    if (rule.needs_state && index_.state(*page) == nullptr) continue;
-    n_best = found.size();
-    best_cursor = cursor;
-  }
-  if (n_best == 0) return table.n_tokens();
-
-  for (size_t i = 0; i < n_best; ++i) table.Append(pool_.Acquire(found[i]));
-  table.set_n_tokens(begin + static_cast<int64_t>(n_best) * kPageTokens);
-  lease.cursor_ = std::move(best_cursor);
+  Walk walk = Follow(lease.cursor_, table.n_tokens(), tokens, rule);
+  if (walk.pages.empty()) return table.n_tokens();
+  for (int32_t page : walk.pages) table.Append(pool_.Acquire(page));
+  table.set_n_tokens(table.capacity_tokens());
+  lease.cursor_ = std::move(walk.cursor);
   lease.n_published_pages_ = table.n_pages();
-  lease.state_ = index_.state(found[n_best - 1]);
-  TakeReserved(lease, std::min<int64_t>(n_best, lease.n_reserved_pages_));
+  lease.state_ = index_.state(walk.pages.back());
+  TakeReserved(lease, std::min<int64_t>(walk.pages.size(), lease.n_reserved_pages_));
   return table.n_tokens();
+}
+
+int64_t CacheManager::Peek(std::string root_key, std::span<const int32_t> tokens,
+                           const MatchRule& rule) const {
+  if (!enable_prefix_caching_) return 0;
+  const Walk walk = Follow(PrefixIndex::Root(std::move(root_key)), 0, tokens, rule);
+  return static_cast<int64_t>(walk.pages.size()) * kPageTokens;
 }
 
 bool CacheManager::Reserve(CacheLease& lease, int64_t n_pages) {
@@ -86,7 +100,7 @@ void CacheManager::TrimReserve(CacheLease& lease, int64_t n_pages) {
 
 PageRef CacheManager::TakePage() {
   if (PageRef ref = pool_.Allocate()) return ref;
-  const auto victim = pool_.LeastRecentlyUsedIdle();
+  const auto victim = pool_.NextVictim();
   LH_CHECK(victim.has_value());  // promises are covered, see Reserve
   index_.Erase(*victim);
   pool_.Forget(*victim);
@@ -125,6 +139,22 @@ void CacheManager::Publish(CacheLease& lease, std::span<const int32_t> tokens, P
   if (state != nullptr) index_.set_state(page, std::move(state));
 }
 
+void CacheManager::Pin(CacheLease& lease, int64_t until_us) {
+  const std::span<const int32_t> pages = lease.pages();
+  // From the end to the front, so that a page loses its pin before those that lead to it.
+  for (int64_t i = std::min(lease.n_published_pages_, max_pinned_pages_) - 1; i >= 0; --i) {
+    pool_.Pin(pages[i], until_us);
+  }
+  while (pool_.n_pinned() > max_pinned_pages_) pool_.UnpinFirst();
+}
+
+void CacheManager::ExpirePins(int64_t now_us) {
+  for (auto us = pool_.FirstExpiryUs(); us.has_value() && *us <= now_us;
+       us = pool_.FirstExpiryUs()) {
+    pool_.UnpinFirst();
+  }
+}
+
 std::unique_ptr<CacheLease> CacheManager::Fork(CacheLease& parent, int64_t n_pages) {
   auto child = std::unique_ptr<CacheLease>(new CacheLease(this, parent.cursor_));
   leases_.insert(child.get());
@@ -152,13 +182,18 @@ CacheStats CacheManager::Stats() const {
           .n_pages_used = pool_.n_used(),
           .n_pages_idle = pool_.n_idle(),
           .n_pages_reserved = n_reserved_pages_,
+          .n_pages_pinned = pool_.n_pinned_idle(),
           .n_evictions = n_evictions_};
 }
 
 absl::Status CacheManager::CheckIntegrity() const {
   LH_RETURN_IF_ERROR(pool_.CheckIntegrity());
   LH_RETURN_IF_ERROR(index_.CheckIntegrity());
+  LH_RETURN_IF_ERROR(CheckLeases());
+  return CheckEvictionOrder();
+}
 
+absl::Status CacheManager::CheckLeases() const {
   std::vector<int32_t> n_references(pool_.n_pages(), 0);
   int64_t n_reserved = 0;
   for (const CacheLease* lease : leases_) {
@@ -182,15 +217,39 @@ absl::Status CacheManager::CheckIntegrity() const {
       return absl::InternalError(fmt::format("page {} has {} references, counts {}", page,
                                              n_references[page], pool_.n_references(page)));
     }
+  }
+  if (n_reserved != n_reserved_pages_ || available_pages() < 0) {
+    return absl::InternalError(fmt::format("{} pages promised by leases, {} counted, {} left over",
+                                           n_reserved, n_reserved_pages_, available_pages()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CacheManager::CheckEvictionOrder() const {
+  if (pool_.n_pinned() > max_pinned_pages_) {
+    return absl::InternalError(
+        fmt::format("{} pages are pinned, {} may be", pool_.n_pinned(), max_pinned_pages_));
+  }
+  constexpr int32_t kNever = -1;  // used and not pinned: has no turn yet
+  std::vector<int32_t> turn(pool_.n_pages(), kNever);
+  const std::vector<int32_t> order = pool_.EvictionOrder();
+  for (size_t i = 0; i < order.size(); ++i) turn[order[i]] = static_cast<int32_t>(i);
+  for (int32_t page = 0; page < pool_.n_pages(); ++page) {
     if (index_.contains(page) != pool_.retained(page)) {
       return absl::InternalError(fmt::format("page {} is {} but {}", page,
                                              index_.contains(page) ? "indexed" : "not indexed",
                                              pool_.retained(page) ? "retained" : "not retained"));
     }
-  }
-  if (n_reserved != n_reserved_pages_ || available_pages() < 0) {
-    return absl::InternalError(fmt::format("{} pages promised by leases, {} counted, {} left over",
-                                           n_reserved, n_reserved_pages_, available_pages()));
+    const int32_t parent = index_.contains(page) ? index_.parent_page(page) : -1;
+    if (parent < 0) continue;
+    if (pool_.pinned(page) && !pool_.pinned(parent)) {
+      return absl::InternalError(
+          fmt::format("page {} is pinned, page {} that leads to it is not", page, parent));
+    }
+    if (turn[page] != kNever && turn[parent] != kNever && turn[parent] < turn[page]) {
+      return absl::InternalError(
+          fmt::format("page {} would be evicted before page {} that follows it", parent, page));
+    }
   }
   return absl::OkStatus();
 }

@@ -6,6 +6,9 @@
 // request waits. Idle pages (kept only for the prefix cache) are evicted, least recently used
 // first, when no page is free.
 //
+// Pins keep what a request that broke off had computed, for its retry. They change the order of
+// eviction only: pinned pages go last. They count as idle, so no promise waits for them.
+//
 // Immutable: a page that was published or is shared by a fork is full, and full pages are not
 // written. Engine thread only, no mutex. Does not know requests, epochs or attention policies: the
 // caller says up to which token a prefix may be shared.
@@ -82,7 +85,8 @@ struct CacheStats {
 
 class CacheManager {
  public:
-  CacheManager(int32_t n_pages, bool enable_prefix_caching);
+  // At most `max_pinned_pages` pages are pinned at a time.
+  CacheManager(int32_t n_pages, bool enable_prefix_caching, int64_t max_pinned_pages = 0);
   ~CacheManager();
   CacheManager(const CacheManager&) = delete;
   CacheManager& operator=(const CacheManager&) = delete;
@@ -94,6 +98,8 @@ class CacheManager {
   // where all its tokens are published, i.e. before anything unpublished was appended. Takes back
   // as many promises as it adds pages. Returns the tokens now known.
   int64_t Match(CacheLease& lease, std::span<const int32_t> tokens, const MatchRule& rule);
+  // What Match of a new lease would return. Takes nothing, refreshes nothing.
+  int64_t Peek(std::string root_key, std::span<const int32_t> tokens, const MatchRule& rule) const;
 
   // Promises `n_pages` more pages to the lease. False, and nothing changed, if there are not
   // enough.
@@ -112,6 +118,13 @@ class CacheManager {
   // the lease's own one, which becomes free.
   void Publish(CacheLease& lease, std::span<const int32_t> tokens, PrefixState state);
 
+  // Protects the published pages of the lease from eviction by other cached content until
+  // `until_us`, its beginning at least where there are too many. The pins that expire first give
+  // way. Times do not go back from call to call.
+  void Pin(CacheLease& lease, int64_t until_us);
+  // Pages whose pin is over become plain ones, used just now.
+  void ExpirePins(int64_t now_us);
+
   // A second sequence with the same tokens so far: full pages are shared, a partial one is copied
   // (see pending_copies). `n_pages` of the parent's promises go to the child, the copy comes out of
   // them.
@@ -121,17 +134,29 @@ class CacheManager {
 
   CacheStats Stats() const;
   // free + used + idle == total; references equal those of leases and copies; promises are covered;
-  // exactly the indexed pages are retained; whoever holds a page holds the pages that lead to it.
+  // exactly the indexed pages are retained; whoever holds a page holds the pages that lead to it;
+  // no page is evicted or loses its pin before those that follow it.
   absl::Status CheckIntegrity() const;
 
  private:
   friend class CacheLease;
 
+  // Indexed pages that follow a cursor, as far as a rule allows.
+  struct Walk {
+    std::vector<int32_t> pages;
+    PrefixCursor cursor;  // behind the last of them
+  };
+
+  Walk Follow(const PrefixCursor& cursor, int64_t known_tokens, std::span<const int32_t> tokens,
+              const MatchRule& rule) const;
+  absl::Status CheckLeases() const;
+  absl::Status CheckEvictionOrder() const;
   void Close(CacheLease& lease);
   PageRef TakePage();
   void TakeReserved(CacheLease& lease, int64_t n_pages);
 
   const bool enable_prefix_caching_;
+  const int64_t max_pinned_pages_;
   PagePool pool_;
   PrefixIndex index_;
   absl::flat_hash_set<CacheLease*> leases_;

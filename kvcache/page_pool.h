@@ -6,6 +6,9 @@
 //   used   at least one PageRef exists
 //   idle   nobody refers to it, but the prefix index retains its content; kept in the order in
 //          which the last reference went, so that the first one is the least recently used
+// A pin is a mark beside the state: idle pages without one are evicted first, then the pinned ones,
+// soonest to expire first. It protects a page from other cached content only, never from a lease.
+//
 // Owned by CacheManager; engine thread only; must outlive its PageRefs. Does not evict by itself.
 #pragma once
 
@@ -68,17 +71,35 @@ class PagePool {
   void Retain(int32_t page);
   // Undoes Retain. An idle page becomes free.
   void Forget(int32_t page);
-  std::optional<int32_t> LeastRecentlyUsedIdle() const;
+
+  // Pins a used and retained page, or pins it anew. It becomes the last to expire, so an `until_us`
+  // earlier than that of another pin counts as equal to it.
+  void Pin(int32_t page, int64_t until_us);
+  // Takes the pin that expires first off its page; an idle page becomes the most recently used.
+  void UnpinFirst();
+  // When the first pin expires; nothing where no page is pinned.
+  std::optional<int64_t> FirstExpiryUs() const;
+
+  // The idle page to evict next. Pins of used pages that stand before it in the order are lost:
+  // every pin is passed over once, so this is O(1) per pin.
+  std::optional<int32_t> NextVictim();
 
   int32_t n_pages() const { return static_cast<int32_t>(pages_.size()); }
   int32_t n_free() const { return static_cast<int32_t>(free_.size()); }
   int32_t n_idle() const { return n_idle_; }
   int32_t n_used() const { return n_used_; }
+  int32_t n_pinned() const { return n_pinned_; }  // used ones too
+  int32_t n_pinned_idle() const { return n_pinned_idle_; }
   int32_t n_references(int32_t page) const { return pages_[page].n_references; }
   bool retained(int32_t page) const { return pages_[page].retained; }
+  bool pinned(int32_t page) const { return pages_[page].pinned; }
 
-  // Every page is in exactly one state, and the lists and counts say the same.
+  // Every page is in exactly one state, pins are in the order of their expiry, and the lists and
+  // counts say the same.
   absl::Status CheckIntegrity() const;
+  // For checks: the idle pages without a pin, least recently used first, and after them the pinned
+  // pages, idle or used, soonest to expire first.
+  std::vector<int32_t> EvictionOrder() const;
 
  private:
   friend class PageRef;
@@ -86,22 +107,30 @@ class PagePool {
   struct Page {
     int32_t n_references = 0;
     bool retained = false;
-    int32_t idle_prev = -1;  // neighbours in the idle list, -1 at its ends
-    int32_t idle_next = -1;
+    bool pinned = false;  // then it is in pinned_, else in idle_ when idle
+    int32_t prev = -1;    // neighbours in its list, -1 at the ends
+    int32_t next = -1;
+    int64_t pinned_until_us = 0;
+  };
+  struct List {
+    int32_t head = -1;
+    int32_t tail = -1;
   };
 
   void AddReference(int32_t page);
   void DropReference(int32_t page);
-  void PushIdle(int32_t page);
-  void RemoveIdle(int32_t page);
+  void PushBack(List& list, int32_t page);
+  void Remove(List& list, int32_t page);
 
   std::vector<Page> pages_;
   std::vector<int32_t>
-      free_;                // a stack: a page that was just written is likely still in a CPU cache
-  int32_t idle_head_ = -1;  // least recently used
-  int32_t idle_tail_ = -1;
+      free_;     // a stack: a page that was just written is likely still in a CPU cache
+  List idle_;    // idle and not pinned, least recently used first
+  List pinned_;  // idle or used, soonest to expire first
   int32_t n_idle_ = 0;
   int32_t n_used_ = 0;
+  int32_t n_pinned_ = 0;
+  int32_t n_pinned_idle_ = 0;
 };
 
 inline PageRef PageRef::Share() const {

@@ -111,6 +111,123 @@ TEST(CacheManager, EvictsTheLeastRecentlyUsedPrefixFromItsEnd) {
   EXPECT_TRUE(cache.CheckIntegrity().ok());
 }
 
+// Pins what was published of a request that breaks off.
+void BreakOff(CacheManager& cache, std::unique_ptr<CacheLease> lease, int64_t until_us) {
+  cache.Pin(*lease, until_us);
+}
+
+int64_t Known(CacheManager& cache, const std::vector<int32_t>& tokens) {
+  const int64_t known =
+      cache.Peek("root", tokens, {.limit_tokens = static_cast<int64_t>(tokens.size())});
+  auto lease = cache.Open("root");
+  EXPECT_EQ(cache.Match(*lease, tokens, {.limit_tokens = static_cast<int64_t>(tokens.size())}),
+            known);
+  return known;
+}
+
+TEST(CacheManager, PeekTakesAndRefreshesNothing) {
+  CacheManager cache(6, true);
+  const std::vector<int32_t> old_tokens = Tokens(192, 0);
+  const std::vector<int32_t> new_tokens = Tokens(192, 5000);
+  Compute(cache, old_tokens).reset();
+  Compute(cache, new_tokens).reset();
+  EXPECT_EQ(cache.Peek("root", old_tokens, {.limit_tokens = 191}), 128);
+  EXPECT_EQ(cache.Peek("root", old_tokens, {.limit_tokens = 192, .grain_tokens = 128}), 128);
+  EXPECT_EQ(cache.Peek("root", old_tokens, {.limit_tokens = 192, .needs_state = true}), 0);
+  EXPECT_EQ(cache.Peek("other", old_tokens, {.limit_tokens = 192}), 0);
+  EXPECT_EQ(cache.Peek("root", {}, {.limit_tokens = 192}), 0);
+  EXPECT_EQ(cache.Stats().n_pages_used, 0);
+  Compute(cache, Tokens(192, 9000)).reset();
+  EXPECT_EQ(Known(cache, old_tokens), 0) << "still the least recently used";
+  EXPECT_EQ(Known(cache, new_tokens), 192);
+  EXPECT_EQ(CacheManager(4, false).Peek("root", old_tokens, {.limit_tokens = 192}), 0);
+}
+
+TEST(CacheManager, APinOutlivesOtherCachedPrefixes) {
+  CacheManager cache(8, true, 4);
+  const std::vector<int32_t> kept = Tokens(256, 0);
+  BreakOff(cache, Compute(cache, kept), 100);
+  EXPECT_EQ(cache.Stats().n_pages_pinned, 4);
+  EXPECT_EQ(cache.available_pages(), 8) << "a promise never waits for a pin";
+  for (int32_t text = 1; text < 9; ++text) Compute(cache, Tokens(256, 1000 * text)).reset();
+  EXPECT_EQ(cache.Stats().n_evictions, 28);
+  EXPECT_EQ(Known(cache, kept), 256);
+  EXPECT_EQ(cache.Stats().n_pages_pinned, 4) << "as long as its time is not over";
+
+  cache.ExpirePins(99);
+  EXPECT_EQ(cache.Stats().n_pages_pinned, 4);
+  cache.ExpirePins(100);
+  EXPECT_EQ(cache.Stats().n_pages_pinned, 0);
+  EXPECT_TRUE(cache.CheckIntegrity().ok());
+  Compute(cache, Tokens(512, 20'000)).reset();
+  EXPECT_EQ(Known(cache, kept), 0);
+}
+
+TEST(CacheManager, WhoRunsTakesPinnedPagesFromTheirEnd) {
+  CacheManager cache(8, true, 8);
+  BreakOff(cache, Compute(cache, Tokens(256, 0)), 100);
+  BreakOff(cache, Compute(cache, Tokens(256, 5000)), 200);
+  auto big = cache.Open("root");
+  ASSERT_TRUE(cache.Reserve(*big, 8));
+  cache.Append(*big, 3 * kPageTokens);
+  EXPECT_EQ(cache.Stats().n_pages_pinned, 5);
+  EXPECT_EQ(cache.Peek("root", Tokens(256, 0), {.limit_tokens = 256}), 64) << "expires first";
+  EXPECT_EQ(cache.Peek("root", Tokens(256, 5000), {.limit_tokens = 256}), 256);
+  EXPECT_TRUE(cache.CheckIntegrity().ok());
+  cache.Append(*big, 8 * kPageTokens);
+  EXPECT_EQ(cache.Stats().n_pages_pinned, 0);
+  EXPECT_TRUE(cache.CheckIntegrity().ok());
+}
+
+TEST(CacheManager, TheShareOfPinsIsBounded) {
+  CacheManager cache(16, true, 5);
+  const std::vector<int32_t> first = Tokens(192, 0);
+  const std::vector<int32_t> second = Tokens(256, 5000);
+  BreakOff(cache, Compute(cache, first), 100);
+  BreakOff(cache, Compute(cache, second), 200);
+  EXPECT_EQ(cache.Stats().n_pages_pinned, 5);
+  EXPECT_TRUE(cache.CheckIntegrity().ok());
+  // 4 pages of the second, one of the first: the others went back to the least recently used.
+  Compute(cache, Tokens(11 * kPageTokens, 9000)).reset();
+  Compute(cache, Tokens(11 * kPageTokens, 20'000)).reset();
+  EXPECT_EQ(Known(cache, first), 64);
+  EXPECT_EQ(Known(cache, second), 256);
+
+  // More than the share at once: its beginning is kept.
+  const std::vector<int32_t> large = Tokens(8 * kPageTokens, 40'000);
+  BreakOff(cache, Compute(cache, large), 300);
+  EXPECT_EQ(cache.Stats().n_pages_pinned, 5);
+  Compute(cache, Tokens(11 * kPageTokens, 60'000)).reset();
+  EXPECT_EQ(Known(cache, large), 5 * kPageTokens);
+  EXPECT_TRUE(cache.CheckIntegrity().ok());
+}
+
+TEST(CacheManager, WithoutAShareNothingIsPinned) {
+  CacheManager cache(8, true, 0);
+  BreakOff(cache, Compute(cache, Tokens(256)), 100);
+  EXPECT_EQ(cache.Stats().n_pages_pinned, 0);
+  EXPECT_EQ(cache.Stats().n_pages_idle, 4);
+  CacheManager off(8, false, 8);
+  BreakOff(off, Compute(off, Tokens(256)), 100);
+  EXPECT_EQ(off.Stats().n_pages_pinned, 0);
+  EXPECT_EQ(off.Stats().n_pages_idle, 0);
+}
+
+TEST(CacheManager, ARetryThatBreaksOffIsPinnedAnew) {
+  CacheManager cache(16, true, 16);
+  const std::vector<int32_t> tokens = Tokens(256, 0);
+  BreakOff(cache, Compute(cache, tokens), 100);
+  auto retry = cache.Open("root");
+  ASSERT_EQ(cache.Match(*retry, tokens, {.limit_tokens = 128}), 128);
+  EXPECT_EQ(cache.Stats().n_pages_pinned, 2) << "used pages are not counted";
+  BreakOff(cache, std::move(retry), 200);
+  cache.ExpirePins(150);
+  EXPECT_EQ(cache.Stats().n_pages_pinned, 2) << "the half that it had taken over";
+  EXPECT_TRUE(cache.CheckIntegrity().ok());
+  cache.ExpirePins(200);
+  EXPECT_EQ(cache.Stats().n_pages_pinned, 0);
+}
+
 TEST(CacheManager, ATwinPageIsReplacedByThePublishedOne) {
   CacheManager cache(8, true);
   const std::vector<int32_t> tokens = Tokens(128);
@@ -174,11 +291,15 @@ TEST(CacheManagerDeathTest, AppendBeyondThePromise) {
   EXPECT_DEATH(cache.Append(*lease, 65), "CHECK failed");
 }
 
-// Random leases over few distinct texts, a pool far too small: whatever is done, the books balance,
-// and a match is always a prefix that somebody published.
-TEST(CacheManager, RandomUse) {
+// Random leases over few distinct texts, a pool far too small, some break off: whatever is done,
+// the books balance, and a match is always a prefix that somebody published.
+class RandomUse : public ::testing::TestWithParam<int64_t> {};
+
+TEST_P(RandomUse, TheBooksBalance) {
   std::mt19937 random(20260101);
-  CacheManager cache(24, true);
+  const int64_t max_pinned_pages = GetParam();
+  CacheManager cache(24, true, max_pinned_pages);
+  int64_t n_pinned_steps = 0;
   struct Live {
     std::unique_ptr<CacheLease> lease;
     std::vector<int32_t> tokens;
@@ -218,17 +339,25 @@ TEST(CacheManager, RandomUse) {
       }
     } else if (!live.empty()) {
       std::swap(live[random() % live.size()], live.back());
+      if (random() % 2 == 0) cache.Pin(*live.back().lease, step + 40);
       live.pop_back();
     }
+    if (random() % 8 == 0) cache.ExpirePins(step);
+    n_pinned_steps += cache.Stats().n_pages_pinned > 0;
     const absl::Status status = cache.CheckIntegrity();
     ASSERT_TRUE(status.ok()) << "step " << step << ": " << status.ToString();
   }
   EXPECT_GT(n_hits, 1000);
   EXPECT_GT(cache.Stats().n_evictions, 300);
+  EXPECT_EQ(n_pinned_steps > 1000, max_pinned_pages > 0);
   live.clear();
   EXPECT_EQ(cache.Stats().n_pages_used, 0);
   EXPECT_EQ(cache.available_pages(), 24);
+  cache.ExpirePins(30'000);
+  EXPECT_EQ(cache.Stats().n_pages_pinned, 0);
 }
+
+INSTANTIATE_TEST_SUITE_P(MaxPinned, RandomUse, ::testing::Values(0, 5, 12, 24));
 
 }  // namespace
 }  // namespace longhaul
