@@ -197,8 +197,10 @@ class EngineImpl : public Engine {
       inbox_->n_waiting += static_cast<int64_t>(arrivals.size());
       inbox_->n_in_scheduler += static_cast<int64_t>(arrivals.size());
     }
+    const int64_t now_us = NowUs();
     for (Inbox::Entry& entry : arrivals) {
-      scheduler_.Add(std::move(entry.request), std::move(entry.stream), entry.submitted_us);
+      scheduler_.Add(std::move(entry.request), std::move(entry.stream), now_us,
+                     now_us - entry.submitted_us);
     }
     for (std::promise<absl::Status>& check : integrity_checks) {
       check.set_value(scheduler_.CheckIntegrity());

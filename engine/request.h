@@ -92,7 +92,7 @@ struct DoneEvent {
 // ends send no answer, not even its header, before they have seen one of the two.
 struct AcceptedEvent {
   int64_t cached_tokens = 0;       // of the prompt, known from the prefix cache by now
-  int64_t predicted_ttft_us = -1;  // from acceptance to the first token; -1 = not known
+  int64_t predicted_ttft_us = -1;  // from this event to the first token; -1 = not known
 };
 
 using StreamEvent = std::variant<AcceptedEvent, TokenEvent, ProgressEvent, DoneEvent>;

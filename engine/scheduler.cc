@@ -3,24 +3,52 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/retry_after.h"
 #include "fmt/format.h"
 #include "kernels/base/check.h"
 
 namespace longhaul {
 
+namespace {
+
+int64_t MaxPinnedPages(const EngineConfig& config, int32_t n_pages) {
+  if (config.retry_keep_us == 0) return 0;
+  return static_cast<int64_t>(config.retry_keep_share * n_pages);
+}
+
+double Seconds(int64_t us) { return static_cast<double>(us) * 1e-6; }
+
+}  // namespace
+
 Scheduler::Scheduler(const EngineConfig& config, const ModelShape& shape, int32_t n_pages)
-    : config_(config), shape_(shape), cost_(shape), cache_(n_pages, config.enable_prefix_caching) {
+    : config_(config),
+      shape_(shape),
+      cost_(shape),
+      cache_(n_pages, config.enable_prefix_caching, MaxPinnedPages(config, n_pages)) {
   for (int64_t slot = config.max_prefills - 1; slot >= 0; --slot) {
     free_slots_.push_back(static_cast<int32_t>(slot));
   }
 }
 
-void Scheduler::Add(Request request, std::shared_ptr<EventSink> sink, int64_t now_us) {
+// ---- arrival ----
+
+void Scheduler::Add(Request request, std::shared_ptr<EventSink> sink, int64_t now_us,
+                    int64_t waited_us) {
   auto sequence = std::make_unique<Sequence>(std::move(request), config_.sparse, std::move(sink),
-                                             shape_, now_us);
+                                             shape_, now_us - waited_us);
   sequence->id = next_seq_id_++;
-  sequence->later_work = LaterWork(*sequence, 0);
-  sequence->sink->Emit(AcceptedEvent{});
+  const int64_t cached_tokens = cache_.Peek(PrefixRoot(*sequence), sequence->request.prompt,
+                                            sequence->CacheRule(config_.epoch_tokens));
+  sequence->expected_cached_tokens = cached_tokens;
+  sequence->later_work = LaterWork(*sequence, cached_tokens);
+  const int64_t predicted_us = PredictTtftUs(*sequence, cached_tokens);
+  if (absl::Status refusal = CheckDeadline(*sequence, predicted_us, now_us); !refusal.ok()) {
+    ++counters_.n_refused_deadline;
+    sequence->EmitDone(refusal, now_us);
+    return;
+  }
+  sequence->sink->Emit(
+      AcceptedEvent{.cached_tokens = cached_tokens, .predicted_ttft_us = predicted_us});
   if (sequence->request.report_progress) {
     sequence->times.last_progress_us = now_us;
     sequence->sink->Emit(sequence->Progress(Phase::kQueued, now_us, QueuedEtaUs(*sequence)));
@@ -29,6 +57,38 @@ void Scheduler::Add(Request request, std::shared_ptr<EventSink> sink, int64_t no
       waiting_.begin(), waiting_.end(), sequence->request.priority,
       [](int32_t priority, const SequencePtr& s) { return priority < s->request.priority; });
   waiting_.insert(place, std::move(sequence));
+}
+
+absl::Status Scheduler::CheckDeadline(const Sequence& sequence, int64_t predicted_us,
+                                      int64_t now_us) const {
+  if (!sequence.request.deadline.has_value()) return absl::OkStatus();
+  const int64_t left_us = sequence.times.deadline_us - now_us;
+  if (left_us <= 0) {
+    return absl::DeadlineExceededError("the deadline passed before the request could be taken");
+  }
+  if (predicted_us <= left_us) return absl::OkStatus();  // not known yet, too
+  const int64_t alone_us = PrefillAloneUs(sequence, sequence.expected_cached_tokens);
+  if (alone_us > left_us) {
+    return absl::DeadlineExceededError(
+        fmt::format("the prompt of {} tokens ({} cached) needs about {:.1f} s on an idle server, "
+                    "its deadline is "
+                    "in {:.1f} s; allow a longer timeout, shorten the prompt{}",
+                    sequence.prompt_tokens(), sequence.expected_cached_tokens, Seconds(alone_us),
+                    Seconds(left_us), sequence.dense ? ", or choose sparse prefill" : ""));
+  }
+  const int64_t retry_after_us = predicted_us - left_us;
+  return WithRetryAfter(
+      absl::ResourceExhaustedError(fmt::format(
+          "the first token is expected in {:.1f} s because of the requests before it, the deadline "
+          "is in {:.1f} s; try again in {:.1f} s or allow a longer timeout",
+          Seconds(predicted_us), Seconds(left_us), Seconds(retry_after_us))),
+      retry_after_us);
+}
+
+int64_t Scheduler::n_waiting_tokens() const {
+  int64_t n_tokens = 0;
+  for (const SequencePtr& sequence : waiting_) n_tokens += sequence->prompt_tokens();
+  return n_tokens;
 }
 
 // ---- ending ----
@@ -56,11 +116,21 @@ void Scheduler::End(Sequence& sequence, const absl::Status& status, int64_t now_
   } else if (!status.ok()) {
     ++counters_.n_failed;
   }
+  if (!status.ok()) PinForRetry(sequence, now_us);
   // Pages first: whoever reads the last event may rely on them being free.
   FreeSlot(sequence);
   sequence.lease.reset();
   for (Choice& choice : sequence.choices) choice.lease.reset();
   sequence.EmitDone(status, now_us);
+}
+
+// The client may come back with the same prompt. One lease is enough: every choice holds it.
+void Scheduler::PinForRetry(const Sequence& sequence, int64_t now_us) {
+  CacheLease* lease = sequence.lease.get();
+  for (const Choice& choice : sequence.choices) {
+    if (lease == nullptr) lease = choice.lease.get();
+  }
+  if (lease != nullptr) cache_.Pin(*lease, now_us + config_.retry_keep_us);
 }
 
 void Scheduler::RemoveEnded() {
@@ -74,6 +144,7 @@ void Scheduler::RemoveEnded() {
 }
 
 void Scheduler::Reap(int64_t now_us) {
+  cache_.ExpirePins(now_us);
   EndMatching(waiting_, now_us);
   EndMatching(running_, now_us);
   RemoveEnded();

@@ -34,10 +34,11 @@ struct SchedulerCounters {
   int64_t prefix_hit_tokens = 0;
   int64_t prompt_tokens = 0;
   int64_t generation_tokens = 0;
-  int64_t n_finished_stop = 0;    // choices
-  int64_t n_finished_length = 0;  // choices
-  int64_t n_cancelled = 0;        // requests; deadlines included
-  int64_t n_failed = 0;           // requests
+  int64_t n_finished_stop = 0;     // choices
+  int64_t n_finished_length = 0;   // choices
+  int64_t n_cancelled = 0;         // requests; deadlines included
+  int64_t n_failed = 0;            // requests
+  int64_t n_refused_deadline = 0;  // requests
 };
 
 class Scheduler {
@@ -47,8 +48,12 @@ class Scheduler {
   // `shape` must outlive the scheduler.
   Scheduler(const EngineConfig& config, const ModelShape& shape, int32_t n_pages);
 
-  // The request was checked (engine/request_check.h): it fits the pool when it is alone.
-  void Add(Request request, std::shared_ptr<EventSink> sink, int64_t now_us);
+  // The request was checked (engine/request_check.h): it fits the pool when it is alone. It came
+  // `waited_us` ago. Emits AcceptedEvent, or refuses with DoneEvent alone: DeadlineExceeded where
+  // the prompt cannot meet its deadline even on an idle server, ResourceExhausted with RetryAfterUs
+  // where only the others are in its way. Nobody is refused on a guess, before a slice was
+  // measured.
+  void Add(Request request, std::shared_ptr<EventSink> sink, int64_t now_us, int64_t waited_us = 0);
 
   // Ends what was cancelled or is past its deadline, admits, and plans a step. Spans in the plan
   // are valid until Complete or Fail, one of which must follow unless the plan is empty.
@@ -62,6 +67,8 @@ class Scheduler {
   bool idle() const { return waiting_.empty() && running_.empty(); }
   int64_t n_requests() const { return static_cast<int64_t>(waiting_.size() + running_.size()); }
   int64_t n_waiting() const { return static_cast<int64_t>(waiting_.size()); }
+  // Prompt tokens of those that wait.
+  int64_t n_waiting_tokens() const;
   int64_t n_running() const { return n_running_choices_; }
   const SchedulerCounters& counters() const { return counters_; }
   const CostModel& cost_model() const { return cost_; }
@@ -81,10 +88,14 @@ class Scheduler {
   };
   enum class Admission { kAdmitted, kNoSlot, kNoRoom };
 
+  // Arrival
+  absl::Status CheckDeadline(const Sequence& sequence, int64_t predicted_us, int64_t now_us) const;
+
   // Ending
   void Reap(int64_t now_us);
   void EndMatching(std::vector<SequencePtr>& list, int64_t now_us);
   void End(Sequence& sequence, const absl::Status& status, int64_t now_us);
+  void PinForRetry(const Sequence& sequence, int64_t now_us);
   void RemoveEnded();
 
   // Admission

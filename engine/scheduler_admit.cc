@@ -41,6 +41,7 @@ Scheduler::Admission Scheduler::TryAdmit(Sequence& sequence) {
                               sequence.lease->n_pages();
   const bool no_slot = sequence.is_long && n_long_prefills_ >= max_long;
   if (no_slot || !cache_.Reserve(*sequence.lease, n_new_pages)) {
+    sequence.expected_cached_tokens = sequence.cached_tokens;
     sequence.ForgetMatch();
     sequence.refused_at = resource_version_;
     sequence.refused_for_slot = no_slot;

@@ -59,7 +59,7 @@ int64_t Scheduler::PredictTtftUs(const Sequence& sequence, int64_t cached_tokens
 }
 
 int64_t Scheduler::QueuedEtaUs(const Sequence& sequence) const {
-  return PredictTtftUs(sequence, sequence.cached_tokens);
+  return PredictTtftUs(sequence, sequence.expected_cached_tokens);
 }
 
 void Scheduler::EmitQueuedProgress(int64_t now_us) {

@@ -113,11 +113,12 @@ struct Sequence {
   SparseState sparse_state;
   SparseReport report;
   DensityModel density;
-  PrefillWork later_work;   // of everything from `end` on
-  bool is_long = false;     // does not fit into one slice, as predicted at admission
-  double service_us = 0;    // time spent on it, for fair turns among long prompts
-  int64_t n_overtaken = 0;  // admissions of others while it waited for pages
-  uint64_t refused_at = 0;  // resource version of the last refusal
+  PrefillWork later_work;              // of everything from `end` on
+  bool is_long = false;                // does not fit into one slice, as predicted at admission
+  double service_us = 0;               // time spent on it, for fair turns among long prompts
+  int64_t expected_cached_tokens = 0;  // of the prompt while it waits: what the cache had last
+  int64_t n_overtaken = 0;             // admissions of others while it waited for pages
+  uint64_t refused_at = 0;             // resource version of the last refusal
   bool refused_for_slot = false;
 
   std::vector<Choice> choices;
