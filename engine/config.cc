@@ -32,6 +32,13 @@ absl::Status EngineConfig::Validate() const {
   LH_RETURN_IF_ERROR(CheckRange("max_num_seqs", max_num_seqs, 1, 1 << 16));
   LH_RETURN_IF_ERROR(CheckRange("max_prefills", max_prefills, 1, 1024));
   LH_RETURN_IF_ERROR(CheckRange("max_num_queued_reqs", max_num_queued_reqs, 1, 1 << 20));
+  LH_RETURN_IF_ERROR(
+      CheckRange("max_num_queued_tokens", max_num_queued_tokens, 1, int64_t{1} << 40));
+  LH_RETURN_IF_ERROR(CheckRange("retry_keep_us", retry_keep_us, 0, 86'400'000'000));
+  if (!(retry_keep_share >= 0 && retry_keep_share <= 1)) {
+    return absl::InvalidArgumentError(
+        fmt::format("retry_keep_share is {}; it must be in [0, 1]", retry_keep_share));
+  }
   return sparse.Validate();
 }
 
