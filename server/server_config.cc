@@ -306,7 +306,10 @@ absl::StatusOr<EngineConfig> ServerConfig::ToEngineConfig() const {
   engine.max_num_seqs = max_num_seqs;
   engine.max_prefills = max_prefills;
   engine.max_num_queued_reqs = max_num_queued_reqs;
+  engine.max_num_queued_tokens = max_num_queued_tokens;
   engine.enable_prefix_caching = enable_prefix_caching;
+  engine.retry_keep_us = static_cast<int64_t>(retry_keep_s * 1e6);
+  engine.retry_keep_share = retry_keep_share;
   SparseOptions& sparse = engine.sparse;
   LH_ASSIGN_OR_RETURN(sparse.mode, ParseSparseMode(sparse_mode));
   sparse.alpha = static_cast<float>(sparse_alpha);

@@ -28,8 +28,11 @@ struct ServerConfig {
   int64_t kv_cache_memory_bytes = 0;
   int64_t max_num_seqs = 64;
   int64_t max_num_queued_reqs = 256;
+  int64_t max_num_queued_tokens = int64_t{1} << 24;
   int64_t max_prefills = 4;
   bool enable_prefix_caching = true;
+  double retry_keep_s = 120;
+  double retry_keep_share = 0.5;
   int64_t epoch_tokens = 4096;
   double slice_ms = 250;
   std::string sparse_mode = "auto";
