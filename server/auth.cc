@@ -1,5 +1,6 @@
 #include "server/auth.h"
 
+#include <fmt/format.h>
 #include <openssl/crypto.h>
 #include <openssl/sha.h>
 
@@ -34,15 +35,18 @@ ApiKeys::ApiKeys(const std::vector<std::string>& keys) {
   for (const std::string& key : keys) digests_.push_back(Sha256(key));
 }
 
-bool ApiKeys::Allows(std::string_view authorization) const {
-  if (!required()) return true;
+std::optional<std::string> ApiKeys::Caller(std::string_view authorization) const {
+  if (!required()) return "";
   const std::string_view key = BearerKey(authorization);
   const Digest digest = Sha256(key);
   bool found = false;
   for (const Digest& allowed : digests_) {
     found |= CRYPTO_memcmp(digest.data(), allowed.data(), digest.size()) == 0;
   }
-  return found && !key.empty();
+  if (!found || key.empty()) return std::nullopt;
+  std::string caller;
+  for (const uint8_t byte : digest) caller += fmt::format("{:02x}", byte);
+  return caller;
 }
 
 }  // namespace longhaul

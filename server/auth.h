@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,9 +21,11 @@ class ApiKeys {
   bool required() const { return !digests_.empty(); }
 
   // `authorization` is the whole header or metadata value, "Bearer <key>" (scheme in any case).
-  // True when no key is required. The time depends on the length of the value alone: digests are
+  // Who that is: a digest of the key in hexadecimal, "" when no key is required; nullopt when it
+  // is nobody who may call. The time depends on the length of the value alone: digests are
   // compared, in constant time, with every configured key.
-  bool Allows(std::string_view authorization) const;
+  std::optional<std::string> Caller(std::string_view authorization) const;
+  bool Allows(std::string_view authorization) const { return Caller(authorization).has_value(); }
 
  private:
   std::vector<Digest> digests_;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "server/api/status_map.h"
+
 namespace longhaul {
 namespace {
 
@@ -17,8 +19,12 @@ int64_t Microseconds(Clock::duration duration) {
 }  // namespace
 
 GenerationImpl::GenerationImpl(std::shared_ptr<const SessionShared> shared, GenerationParams params,
-                               TokenStream stream)
-    : shared_(std::move(shared)), params_(std::move(params)), stream_(std::move(stream)) {
+                               TokenStream stream, std::unique_ptr<RequestRegistry::Entry> entry)
+    : shared_(std::move(shared)),
+      params_(std::move(params)),
+      stream_(std::move(stream)),
+      entry_(std::move(entry)) {
+  entry_->OnCancel([this] { stream_.Cancel(); });
   choices_.reserve(params_.n);
   for (int32_t i = 0; i < params_.n; ++i) {
     choices_.emplace_back(shared_->tokenizer.get(), params_);
@@ -161,9 +167,11 @@ api::TokenLogprobs GenerationImpl::MakeLogprobs(const TokenEvent& event) const {
 }
 
 void GenerationImpl::OnDone(const DoneEvent& event) {
+  entry_.reset();
   api::Summary summary;
   summary.status =
       stopped_early_ && absl::IsCancelled(event.status) ? absl::OkStatus() : event.status;
+  if (!accepted_) summary.status = api::AsRefusal(summary.status);
   summary.usage.prompt_tokens = event.prompt_tokens;
   summary.usage.cached_tokens = event.cached_tokens;
   summary.usage.completion_tokens = completion_tokens_;

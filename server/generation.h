@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/token_stream.h"
+#include "server/request_registry.h"
 #include "server/session.h"
 #include "server/text/detokenizer.h"
 #include "server/text/stop_strings.h"
@@ -20,6 +21,7 @@ namespace longhaul {
 struct SessionShared {
   SessionConfig config;
   std::unique_ptr<Tokenizer> tokenizer;
+  std::shared_ptr<RequestRegistry> registry = std::make_shared<RequestRegistry>();
 };
 
 struct GenerationParams {
@@ -39,7 +41,7 @@ struct GenerationParams {
 class GenerationImpl final : public Generation {
  public:
   GenerationImpl(std::shared_ptr<const SessionShared> shared, GenerationParams params,
-                 TokenStream stream);
+                 TokenStream stream, std::unique_ptr<RequestRegistry::Entry> entry);
   ~GenerationImpl() override;
 
   std::optional<api::Chunk> TryNext() override;
@@ -81,6 +83,7 @@ class GenerationImpl final : public Generation {
   const std::shared_ptr<const SessionShared> shared_;
   const GenerationParams params_;
   TokenStream stream_;
+  std::unique_ptr<RequestRegistry::Entry> entry_;  // until the end; its cancel uses stream_
   std::vector<Choice> choices_;
   std::deque<api::Chunk> chunks_;
   int32_t n_finished_ = 0;

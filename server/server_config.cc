@@ -79,6 +79,18 @@ std::string NumberText(const FlagSpec& flag, double number) {
 absl::Status Assign(const FlagSpec& flag, const std::vector<std::string>& texts,
                     const std::string& source, ServerConfig* config) {
   if (const auto* list = std::get_if<std::vector<std::string> ServerConfig::*>(&flag.target)) {
+    for (const std::string& text : texts) {
+      const bool usable = !text.empty() && std::all_of(text.begin(), text.end(), [](char c) {
+        return c > ' ' && c <= '~';
+      });
+      // An empty key would lock everybody out, and say nothing.
+      if (!usable) {
+        return absl::InvalidArgumentError(fmt::format(
+            "{}: {}; a key has printable ASCII characters without spaces. Leave the setting out to "
+            "serve without a key",
+            source, text.empty() ? "is empty" : "holds a space or a character that is not ASCII"));
+      }
+    }
     config->*(*list) = texts;
     return absl::OkStatus();
   }

@@ -52,11 +52,13 @@ struct ServerConfig {
   int64_t port = 8000;
   int64_t grpc_port = 8001;
   std::vector<std::string> api_keys;
+  bool prefix_cache_per_key = true;
   int64_t max_body_bytes = int64_t{64} << 20;
   int64_t max_connections = 1024;
   int64_t request_workers = 2;
   int64_t default_max_tokens = 16384;
   double sse_ping_interval_s = 10;
+  bool request_log = true;
   double shutdown_timeout_s = 30;
   std::string log_level = "info";
 

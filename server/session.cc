@@ -16,9 +16,18 @@ namespace longhaul {
 namespace {
 
 constexpr int64_t kDefaultCompletionTokens = 16;  // OpenAI's
+// The answer is written on a network thread, which must not be busy for long.
+constexpr size_t kMaxEchoBytes = 1 << 20;
 
 int64_t MicrosecondsSince(Clock::time_point begin) {
   return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin).count();
+}
+
+std::optional<Clock::time_point> Deadline(const api::GenerateRequest& request,
+                                          const api::FrontPhases& phases) {
+  if (!request.timeout_s) return std::nullopt;
+  return phases.accepted + std::chrono::duration_cast<Clock::duration>(
+                               std::chrono::duration<double>(*request.timeout_s));
 }
 
 // Normalization to NFC may shorten text, at most to a third (Hangul), before it is tokenized.
@@ -46,6 +55,9 @@ class SessionImpl final : public Session {
 
   absl::StatusOr<std::unique_ptr<Generation>> Start(const api::GenerateRequest& request,
                                                     const api::FrontPhases& phases) override;
+  int Cancel(const std::string& caller, const std::string& request_id) override {
+    return shared_->registry->Cancel(caller, request_id);
+  }
   absl::StatusOr<std::vector<int32_t>> Tokenize(const api::Prompt& prompt,
                                                 bool add_special_tokens) const override;
 
@@ -61,11 +73,15 @@ class SessionImpl final : public Session {
 
   int32_t vocab_size() const { return engine_->shape().vocab_size; }
   absl::Status CheckModel(const std::string& model) const;
+  // All that can be refused without looking at the prompt.
+  absl::Status CheckBeforePrompt(const api::GenerateRequest& request,
+                                 std::optional<Clock::time_point> deadline) const;
   // Refuses by size alone what cannot fit, before any work.
   absl::Status CheckPromptBytes(int64_t n_bytes, const char* param) const;
   absl::StatusOr<int64_t> ResolveMaxTokens(const api::GenerateRequest& request,
                                            int64_t n_prompt_tokens) const;
   std::vector<int32_t> StopTokens(const api::GenerateRequest& request, bool chat) const;
+  std::string CacheSalt(const api::GenerateRequest& request) const;
 
   const ChatForm form_;
   std::shared_ptr<const SessionShared> shared_;
@@ -80,6 +96,16 @@ absl::Status SessionImpl::CheckModel(const std::string& model) const {
       absl::NotFoundError(
           fmt::format("The model '{}' does not exist. This server serves '{}'.", model, served)),
       "model");
+}
+
+absl::Status SessionImpl::CheckBeforePrompt(const api::GenerateRequest& request,
+                                            std::optional<Clock::time_point> deadline) const {
+  LH_RETURN_IF_ERROR(CheckModel(request.model));
+  LH_RETURN_IF_ERROR(ValidateRequest(request, config(), vocab_size()));
+  LH_RETURN_IF_ERROR(engine_->CheckQueue());
+  if (!deadline || Clock::now() < *deadline) return absl::OkStatus();
+  return absl::DeadlineExceededError(fmt::format(
+      "the timeout of {} s passed before the prompt was tokenized", *request.timeout_s));
 }
 
 absl::Status SessionImpl::CheckPromptBytes(int64_t n_bytes, const char* param) const {
@@ -158,32 +184,41 @@ std::vector<int32_t> SessionImpl::StopTokens(const api::GenerateRequest& request
   return ids;
 }
 
+// The namespace of the prefix cache. A caller is a digest of fixed length, so no salt of one can
+// name the namespace of another.
+std::string SessionImpl::CacheSalt(const api::GenerateRequest& request) const {
+  if (!config().prefix_cache_per_key || request.caller.empty()) return request.cache_salt;
+  return request.caller + "/" + request.cache_salt;
+}
+
 absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::Start(
     const api::GenerateRequest& request, const api::FrontPhases& front_phases) {
   api::FrontPhases phases = front_phases;
   if (phases.accepted == Clock::time_point()) phases.accepted = Clock::now();
   auto generation = StartTimed(request, &phases);
-  if (!generation.ok()) {
+  if (!generation.ok() && config().on_finished) {
     const bool chat = std::holds_alternative<std::vector<ChatMessage>>(request.prompt);
     RequestRecord record = RefusalRecord(request.request_id, chat, phases, generation.status());
     record.n = request.n;
-    RecordRefusal(record);
+    config().on_finished(record);
   }
   return generation;
 }
 
 absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::StartTimed(
     const api::GenerateRequest& request, api::FrontPhases* phases) {
-  LH_RETURN_IF_ERROR(CheckModel(request.model));
-  LH_RETURN_IF_ERROR(ValidateRequest(request, config(), vocab_size()));
+  const std::optional<Clock::time_point> deadline = Deadline(request, *phases);
+  LH_RETURN_IF_ERROR(CheckBeforePrompt(request, deadline));
   LH_ASSIGN_OR_RETURN(const SparseOptions sparse, ResolveSparse(request.sparse, config().sparse));
   const bool chat = std::holds_alternative<std::vector<ChatMessage>>(request.prompt);
+  auto entry = shared_->registry->Add(request.caller, request.request_id);
 
   const Clock::time_point tokenize_begin = Clock::now();
   LH_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
                       Tokenize(request.prompt, request.add_special_tokens));
   LH_ASSIGN_OR_RETURN(const int64_t max_tokens,
                       ResolveMaxTokens(request, static_cast<int64_t>(ids.size())));
+  if (entry->cancelled()) return absl::CancelledError("the request was cancelled");
 
   GenerationParams params;
   params.request_id = request.request_id;
@@ -198,6 +233,11 @@ absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::StartTimed(
   if (request.echo) {
     const auto* text = std::get_if<std::string>(&request.prompt);
     params.echo = text != nullptr ? *text : tokenizer().Decode(ids);
+    if (params.echo.size() > kMaxEchoBytes) {
+      return api::InvalidParam(
+          "echo", fmt::format("'echo' repeats prompts of up to {} bytes, got {}", kMaxEchoBytes,
+                              params.echo.size()));
+    }
   }
   (chat ? phases->template_us : phases->tokenize_us) = MicrosecondsSince(tokenize_begin);
   params.phases = *phases;
@@ -211,12 +251,9 @@ absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::StartTimed(
   submitted.stop_token_ids = params.stop_token_ids;
   submitted.ignore_eos = request.ignore_eos;
   submitted.sparse = sparse;
-  submitted.cache_salt = request.cache_salt;
+  submitted.cache_salt = CacheSalt(request);
   submitted.priority = request.priority;
-  if (request.timeout_s) {
-    submitted.deadline = phases->accepted + std::chrono::duration_cast<Clock::duration>(
-                                                std::chrono::duration<double>(*request.timeout_s));
-  }
+  submitted.deadline = deadline;
   submitted.report_progress = request.return_progress;
   submitted.accepted = phases->accepted;
   auto stream = engine_->Submit(std::move(submitted));
@@ -225,7 +262,8 @@ absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::StartTimed(
                ? api::WithParam(stream.status(), chat ? "messages" : "prompt")
                : stream.status();
   }
-  return std::make_unique<GenerationImpl>(shared_, std::move(params), *std::move(stream));
+  return std::make_unique<GenerationImpl>(shared_, std::move(params), *std::move(stream),
+                                          std::move(entry));
 }
 
 }  // namespace

@@ -43,6 +43,7 @@ struct SessionConfig {
   // time.
   int64_t default_max_tokens = 16384;
   int tokenizer_threads = 0;
+  bool prefix_cache_per_key = true;  // callers do not share cached prefixes
   // Called once per request that came as far as Start, refused ones included: by the thread that
   // calls Start, or that reads or drops its Generation. May be empty.
   std::function<void(const RequestRecord&)> on_finished;
@@ -62,19 +63,21 @@ class Session {
   // Validates, tokenizes and submits; blocks while it tokenizes, so call it off the network
   // threads. Status codes and what they become outside (server/api/status_map.h):
   //   InvalidArgument -> 400, OutOfRange -> 400 context_length_exceeded, NotFound -> 404,
-  //   ResourceExhausted -> 429 + Retry-After, Unavailable -> 503 + Retry-After
+  //   ResourceExhausted -> 429 + Retry-After, Unavailable -> 503 + Retry-After,
+  //   DeadlineExceeded -> 504 (it passed while the prompt was read), Cancelled -> 499
+  // Cheapest checks first. The engine may still refuse: then a Summary that is not OK is the only
+  // chunk, and a front end must not have answered before.
   virtual absl::StatusOr<std::unique_ptr<Generation>> Start(const api::GenerateRequest& request,
                                                             const api::FrontPhases& phases) = 0;
+
+  // Tells every request of `caller` with this id to end, as their clients' disconnecting would,
+  // those included that are being tokenized. How many there were. Never blocks.
+  virtual int Cancel(const std::string& caller, const std::string& request_id) = 0;
 
   // Ids of a prompt as Start would feed them to the engine: text with special tokens parsed, ids
   // checked against the vocabulary, messages with the chat form. Blocks like Start.
   virtual absl::StatusOr<std::vector<int32_t>> Tokenize(const api::Prompt& prompt,
                                                         bool add_special_tokens) const = 0;
-
-  // For a front end that refuses a request without Start.
-  void RecordRefusal(const RequestRecord& record) const {
-    if (config().on_finished) config().on_finished(record);
-  }
 
   virtual const Tokenizer& tokenizer() const = 0;
   virtual Engine& engine() = 0;

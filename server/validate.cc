@@ -105,7 +105,7 @@ absl::Status ValidateRequest(const api::GenerateRequest& request, const SessionC
                                                   kMaxCacheSaltBytes, request.cache_salt.size()));
   }
   if (request.timeout_s)
-    LH_RETURN_IF_ERROR(InRange("timeout_s", *request.timeout_s, 0.001, kMaxTimeoutS));
+    LH_RETURN_IF_ERROR(InRange("timeout", *request.timeout_s, 0.001, kMaxTimeoutS));
   return absl::OkStatus();
 }
 

@@ -97,6 +97,16 @@ void ReadResponseFormat(JsonFields& fields) {
   fields.Adopt(inner.status());
 }
 
+void ReadTimeout(JsonFields& fields, GenerateRequest* request) {
+  double timeout_s = 0;
+  if (fields.Double("timeout", &timeout_s)) request->timeout_s = timeout_s;
+  if (!fields.Double("timeout_s", &timeout_s)) return;
+  if (request->timeout_s) {
+    fields.Fail("timeout_s", "is another name of 'timeout'; send only one of them");
+  }
+  request->timeout_s = timeout_s;
+}
+
 // What both endpoints have in common.
 void ReadCommon(JsonFields& fields, GenerateRequest* request) {
   fields.String("model", &request->model);
@@ -115,7 +125,7 @@ void ReadCommon(JsonFields& fields, GenerateRequest* request) {
   fields.Bool("return_progress", &request->return_progress);
   fields.String("cache_salt", &request->cache_salt);
   fields.Int32("priority", &request->priority);
-  if (double timeout_s = 0; fields.Double("timeout_s", &timeout_s)) request->timeout_s = timeout_s;
+  ReadTimeout(fields, request);
   if (const json* options = fields.Object("stream_options")) {
     JsonFields inner(*options, "stream_options.");
     inner.Bool("include_usage", &request->include_usage);

@@ -1,15 +1,18 @@
 #include "server/api/status_map.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/cord.h"
+#include "engine/retry_after.h"
 
 namespace longhaul::api {
 namespace {
 
 constexpr char kParamPayload[] = "longhaul/param";
-constexpr int kRetryAfterS = 1;
+constexpr char kRefusalPayload[] = "longhaul/refusal";
+constexpr int64_t kMaxRetryAfterS = 3600;
 
 }  // namespace
 
@@ -27,10 +30,24 @@ std::string ParamOf(const absl::Status& status) {
   return payload.has_value() ? std::string(*payload) : std::string();
 }
 
+absl::Status AsRefusal(absl::Status status) {
+  if (absl::IsDeadlineExceeded(status)) status = WithParam(std::move(status), "timeout");
+  status.SetPayload(kRefusalPayload, absl::Cord());
+  return status;
+}
+
+int RetryAfterSeconds(const absl::Status& status) {
+  if (!absl::IsResourceExhausted(status) && !absl::IsUnavailable(status)) return 0;
+  const int64_t us =
+      std::clamp<int64_t>(RetryAfterUs(status).value_or(0), 0, kMaxRetryAfterS * 1'000'000);
+  return static_cast<int>(std::max<int64_t>(1, (us + 999'999) / 1'000'000));
+}
+
 HttpError ToHttpError(const absl::Status& status) {
   HttpError error;
   error.message = std::string(status.message().data(), status.message().size());
   error.param = ParamOf(status);
+  error.retry_after_s = RetryAfterSeconds(status);
   const auto set = [&error](int http_status, const char* type, const char* code) {
     error.http_status = http_status;
     error.type = type;
@@ -56,17 +73,19 @@ HttpError ToHttpError(const absl::Status& status) {
       break;
     case absl::StatusCode::kResourceExhausted:
       set(429, "rate_limit_error", "rate_limit_exceeded");
-      error.retry_after_s = kRetryAfterS;
       break;
     case absl::StatusCode::kCancelled:
       set(499, "request_cancelled", "cancelled");
       break;
     case absl::StatusCode::kUnavailable:
       set(503, "service_unavailable_error", "service_unavailable");
-      error.retry_after_s = kRetryAfterS;
       break;
     case absl::StatusCode::kDeadlineExceeded:
-      set(504, "timeout_error", "deadline_exceeded");
+      if (status.GetPayload(kRefusalPayload).has_value()) {
+        set(400, "invalid_request_error", "deadline_unreachable");
+      } else {
+        set(504, "timeout_error", "deadline_exceeded");
+      }
       break;
     default:
       set(500, "internal_error", "internal_error");
@@ -85,6 +104,14 @@ std::string ErrorBody(const HttpError& error) {
                    {"type", error.type},
                    {"param", or_null(error.param)},
                    {"code", or_null(error.code)}};
+  return body.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+std::string StateBody(const char* state, const absl::Status& reason) {
+  nlohmann::ordered_json body = {{"status", state}};
+  if (!reason.ok()) {
+    body["reason"] = std::string(reason.message().data(), reason.message().size());
+  }
   return body.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 

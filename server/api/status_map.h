@@ -24,9 +24,21 @@ absl::Status WithParam(absl::Status status, const std::string& param);
 // The field named by InvalidParam or WithParam, or "".
 std::string ParamOf(const absl::Status& status);
 
+// Marks what the engine said instead of taking the request. It matters for DeadlineExceeded: then
+// the deadline is out of reach, which trying again does not change (400), and did not pass while
+// the server worked (504).
+absl::Status AsRefusal(absl::Status status);
+
+// Seconds for Retry-After, from the status' RetryAfterUs where it has one: [1, 3600] for refusals
+// that a later request may escape (ResourceExhausted, Unavailable), else 0.
+int RetryAfterSeconds(const absl::Status& status);
+
 HttpError ToHttpError(const absl::Status& status);
 
 // {"error": {"message", "type", "param", "code"}}
 std::string ErrorBody(const HttpError& error);
+
+// Of /health and /ready: {"status": state}, and {"reason": ...} when `reason` is not OK.
+std::string StateBody(const char* state, const absl::Status& reason);
 
 }  // namespace longhaul::api

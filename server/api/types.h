@@ -21,7 +21,8 @@ struct SparseChoice {                 // "sparse": {"mode": "...", "alpha": 0.95
 using Prompt = std::variant<std::string, std::vector<int32_t>, std::vector<ChatMessage>>;
 
 struct GenerateRequest {
-  std::string request_id;             // X-Request-Id, or made by the front end
+  std::string request_id;             // the client's, or made by the front end
+  std::string caller;                 // ApiKeys::Caller: who asks; empty where nobody needs a key
   std::string model;                  // empty = the served one
   Prompt prompt;
   SamplingParams sampling;

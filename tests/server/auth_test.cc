@@ -29,6 +29,18 @@ TEST(ApiKeysTest, OtherValuesAreRefused) {
   }
 }
 
+TEST(ApiKeysTest, CallersAreKnownByADigestOfTheirKey) {
+  const ApiKeys keys({"first-key", "second-key"});
+  const auto first = keys.Caller("Bearer first-key"), second = keys.Caller("Bearer second-key");
+  ASSERT_TRUE(first && second);
+  EXPECT_NE(*first, *second);
+  EXPECT_EQ(*first, keys.Caller("bearer  first-key "));
+  EXPECT_EQ(first->size(), 64u);
+  EXPECT_EQ(first->find("first"), std::string::npos);
+  EXPECT_EQ(keys.Caller("Bearer third-key"), std::nullopt);
+  EXPECT_EQ(ApiKeys({}).Caller("Bearer any"), "");
+}
+
 TEST(ApiKeysTest, AnEmptyConfiguredKeyOpensNothing) {
   const ApiKeys keys({""});
   EXPECT_TRUE(keys.required());

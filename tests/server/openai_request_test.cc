@@ -74,6 +74,12 @@ TEST(Completion, PromptForms) {
   EXPECT_EQ(std::get<std::vector<int32_t>>(ids->prompt), (std::vector<int32_t>{1, 2}));
 }
 
+TEST(Completion, TimeoutHasTwoNames) {
+  EXPECT_EQ(ParseCompletion(R"({"prompt": "x", "timeout": 2.5})")->timeout_s, 2.5);
+  EXPECT_EQ(ParseCompletion(R"({"prompt": "x", "timeout_s": 2.5})")->timeout_s, 2.5);
+  EXPECT_EQ(ParseCompletion(R"({"prompt": "x"})")->timeout_s, std::nullopt);
+}
+
 TEST(Completion, NullIsAbsent) {
   const auto request = ParseCompletion(
       R"({"prompt": "x", "stop": null, "max_tokens": null, "logprobs": null, "logit_bias": null,
@@ -121,6 +127,10 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{R"({"prompt": "x", "temperature": "hot"})", "temperature", "got a string"},
         BadCase{R"({"prompt": "x", "temperature": 1e300})", "temperature", "finite"},
         BadCase{R"({"prompt": "x", "n": 1.5})", "n", "1.5"},
+        BadCase{R"({"prompt": "x", "priority": "high"})", "priority", "got a string"},
+        BadCase{R"({"prompt": "x", "priority": 2147483648})", "priority", "to 2147483647"},
+        BadCase{R"({"prompt": "x", "timeout": "1s"})", "timeout", "number"},
+        BadCase{R"({"prompt": "x", "timeout": 1, "timeout_s": 1})", "timeout_s", "only one"},
         BadCase{R"({"prompt": "x", "n": 3000000000})", "n", "3000000000"},
         BadCase{R"({"prompt": "x", "stream": "yes"})", "stream", "true or false"},
         BadCase{R"({"prompt": "x", "stop": 3})", "stop", "string"},

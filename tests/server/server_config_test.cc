@@ -121,6 +121,19 @@ INSTANTIATE_TEST_SUITE_P(
         BadValue{"sparse-mode", "magic", "streaming"},
         BadValue{"enable-prefix-caching", "maybe", "true or false"}));
 
+TEST(ServerConfig, KeysThatNobodyCanSendAreRefused) {
+  for (const char* key : {"", " ", "key ", "two words", "line\n", "schl\xc3\xbcssel"}) {
+    const auto config = LoadServerConfig("", {}, {{"LONGHAUL_API_KEY", key}});
+    ASSERT_FALSE(config.ok()) << '"' << key << '"';
+    EXPECT_EQ(config.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(Text(config.status()), HasSubstr("LONGHAUL_API_KEY"));
+    EXPECT_FALSE(LoadServerConfig("", {{"api-key", {"good", key}}}, {}).ok());
+  }
+  const auto config = LoadServerConfig("", {{"api-key", {"a", "sk-B_2.~!"}}}, {});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->api_keys.size(), 2u);
+}
+
 TEST(ServerConfig, BadFiles) {
   EXPECT_EQ(LoadServerConfig("/nonexistent/x.yaml", {}, {}).status().code(),
             absl::StatusCode::kNotFound);

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "engine/retry_after.h"
 #include "server/api/status_map.h"
 #include "tests/testing/fake_engine.h"
 
@@ -13,6 +14,16 @@ namespace {
 using testing::HasSubstr;
 
 constexpr std::chrono::seconds kPatience{10};
+
+class CountingTokenizer final : public ByteTokenizer {
+ public:
+  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_bos,
+                                              SpecialTokens special) const override {
+    ++n_encoded;
+    return ByteTokenizer::Encode(text, add_bos, special);
+  }
+  mutable int n_encoded = 0;
+};
 
 class SessionTest : public testing::Test {
  protected:
@@ -32,6 +43,7 @@ class SessionTest : public testing::Test {
     std::vector<std::vector<api::TokenLogprobs>> logprobs;
     std::vector<size_t> n_ids;
     int n_progress = 0;
+    bool accepted = false;
     api::Summary summary;
   };
   Result Run(const api::GenerateRequest& request) {
@@ -60,8 +72,10 @@ class SessionTest : public testing::Test {
         auto& all = result.logprobs[delta->choice];
         all.insert(all.end(), delta->logprobs.begin(), delta->logprobs.end());
         result.last[delta->choice] = *delta;
-      } else {
+      } else if (std::holds_alternative<ProgressEvent>(*chunk)) {
         ++result.n_progress;
+      } else {
+        EXPECT_FALSE(std::exchange(result.accepted, true)) << "accepted twice";
       }
     }
   }
@@ -185,6 +199,17 @@ TEST_F(SessionTest, EchoPutsThePromptFirst) {
   EXPECT_EQ(api::ParamOf(Refusal(request)), "echo");
 }
 
+TEST_F(SessionTest, EchoIsBounded) {
+  Make(Says("ok"), ChatForm::kChatMl, 4 << 20);
+  api::GenerateRequest request = Completion(std::string((1 << 20) + 1, 'a'));
+  request.echo = true;
+  EXPECT_EQ(api::ParamOf(Refusal(request)), "echo");
+  request.prompt = std::vector<int32_t>((1 << 20) + 1, 'a');
+  EXPECT_EQ(api::ParamOf(Refusal(request)), "echo");
+  request.prompt = std::vector<int32_t>(1 << 20, 'a');
+  EXPECT_EQ(Run(request).text[0].size(), (size_t{1} << 20) + 2);
+}
+
 TEST_F(SessionTest, EchoOfIdsWithoutGeneration) {
   Make([](const Request& request, StreamState& state) {
     TokenEvent end;
@@ -229,7 +254,7 @@ TEST_F(SessionTest, DroppingTheGenerationCancels) {
   {
     auto generation = session_->Start(Completion("x"), {});
     ASSERT_TRUE(generation.ok());
-    EXPECT_FALSE((*generation)->TryNext().has_value());
+    EXPECT_TRUE(std::holds_alternative<AcceptedEvent>((*generation)->Next(kPatience).value()));
   }
   ASSERT_EQ(records_.size(), 1u);
   EXPECT_TRUE(absl::IsCancelled(records_[0].summary.status));
@@ -292,6 +317,98 @@ TEST_F(SessionTest, EngineRefusalsPassThrough) {
   EXPECT_EQ(api::ParamOf(Refusal(Completion("x"))), "prompt");
 }
 
+TEST_F(SessionTest, AVerdictOfTheEngineIsTheOnlyChunk) {
+  Make(Says("ok"));
+  EXPECT_TRUE(Run(Completion("x")).accepted);
+  engine_->SetVerdict(absl::DeadlineExceededError("needs 40 s, the deadline is in 2 s"));
+  Result result = Run(Completion("x"));
+  EXPECT_FALSE(result.accepted);
+  EXPECT_EQ(result.text[0], "");
+  EXPECT_EQ(api::ToHttpError(result.summary.status).code, "deadline_unreachable");
+  EXPECT_TRUE(records_.back().refused);
+  engine_->SetVerdict(WithRetryAfter(absl::ResourceExhaustedError("in 7 s"), 7'000'000));
+  result = Run(Completion("x"));
+  EXPECT_EQ(api::ToHttpError(result.summary.status).http_status, 429);
+  EXPECT_EQ(api::RetryAfterSeconds(result.summary.status), 7);
+}
+
+TEST_F(SessionTest, WhatNeedsNoPromptIsCheckedBeforeIt) {
+  auto counting = std::make_unique<CountingTokenizer>();
+  const CountingTokenizer& tokenizer = *counting;
+  auto engine = std::make_unique<FakeEngine>(Says("ok"));
+  FakeEngine* fake = engine.get();
+  session_ = Session::CreateWith(TestSessionConfig(), std::move(counting), ChatForm::kChatMl,
+                                 std::move(engine));
+  // Wrong in every way: the cheapest check speaks.
+  api::GenerateRequest request = Completion(std::string(1'000'000, 'a'));
+  request.timeout_s = 1;
+  api::FrontPhases phases;
+  phases.accepted = Clock::now() - std::chrono::seconds(2);
+  fake->SetQueueStatus(absl::ResourceExhaustedError("full"));
+  EXPECT_EQ(session_->Start(request, phases).status().code(), absl::StatusCode::kResourceExhausted);
+  fake->SetQueueStatus(absl::OkStatus());
+  const absl::Status late = session_->Start(request, phases).status();
+  EXPECT_EQ(late.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(api::ToHttpError(late).http_status, 504) << "it passed; it was not out of reach";
+  EXPECT_EQ(session_->Start(request, {}).status().code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(tokenizer.n_encoded, 0);
+  EXPECT_EQ(fake->n_requests(), 0u);
+  EXPECT_TRUE(session_->Start(Completion("short"), {}).ok());
+  EXPECT_EQ(tokenizer.n_encoded, 1);
+}
+
+TEST_F(SessionTest, CancelEndsEveryRequestOfThatCallerWithThatId) {
+  Make(Hangs());
+  const auto start = [&](const std::string& caller, const std::string& id) {
+    api::GenerateRequest request = Completion("x");
+    request.caller = caller;
+    request.request_id = id;
+    auto generation = session_->Start(request, {});
+    EXPECT_TRUE(generation.ok()) << generation.status();
+    return *std::move(generation);
+  };
+  auto first = start("alice", "id"), second = start("alice", "id");
+  auto other_id = start("alice", "id2"), other_caller = start("bob", "id");
+  EXPECT_EQ(session_->Cancel("carol", "id"), 0);
+  EXPECT_EQ(session_->Cancel("alice", "i"), 0);
+  EXPECT_EQ(session_->Cancel("", "alice\nid"), 0);
+  EXPECT_EQ(session_->Cancel("alice", "id"), 2);
+  for (const auto& generation : {first.get(), second.get()}) {
+    EXPECT_TRUE(std::holds_alternative<AcceptedEvent>(generation->Next(kPatience).value()));
+    const api::Chunk last = generation->Next(kPatience).value();
+    EXPECT_TRUE(absl::IsCancelled(std::get<api::Summary>(last).status));
+  }
+  EXPECT_EQ(session_->Cancel("alice", "id"), 0) << "they ended";
+  other_id.reset();
+  EXPECT_EQ(session_->Cancel("alice", "id2"), 0) << "dropped";
+  EXPECT_EQ(session_->Cancel("bob", "id"), 1);
+}
+
+TEST_F(SessionTest, CallersDoNotShareCachedPrefixes) {
+  Make(Says("ok"));
+  const auto salt = [&](const std::string& caller, const std::string& cache_salt) {
+    api::GenerateRequest request = Completion("x");
+    request.caller = caller;
+    request.cache_salt = cache_salt;
+    Run(request);
+    return engine_->last_request().cache_salt;
+  };
+  const std::string alice(64, 'a'), bob(64, 'b');
+  EXPECT_NE(salt(alice, ""), salt(bob, ""));
+  EXPECT_NE(salt(alice, "s"), salt(bob, "s"));
+  EXPECT_NE(salt(alice, "s"), salt(alice, "t"));
+  EXPECT_EQ(salt(alice, "s"), salt(alice, "s"));
+  EXPECT_NE(salt(bob, alice + "/s"), salt(alice, "s")) << "a salt cannot name another's namespace";
+  EXPECT_EQ(salt("", "s"), "s");
+  SessionConfig config = TestSessionConfig();
+  config.prefix_cache_per_key = false;
+  auto engine = std::make_unique<FakeEngine>(Says("ok"));
+  engine_ = engine.get();
+  session_ = Session::CreateWith(config, std::make_unique<ByteTokenizer>(), ChatForm::kChatMl,
+                                 std::move(engine));
+  EXPECT_EQ(salt(alice, "s"), salt(bob, "s"));
+}
+
 TEST_F(SessionTest, RangesNameTheField) {
   Make(Says("ok"));
   const auto expect = [&](const char* param,
@@ -328,7 +445,7 @@ TEST_F(SessionTest, RangesNameTheField) {
   expect("stop", [](R& r) { r.stop = {""}; });
   expect("stop_token_ids", [](R& r) { r.stop_token_ids = {-5}; });
   expect("cache_salt", [](R& r) { r.cache_salt.assign(257, 'x'); });
-  expect("timeout_s", [](R& r) { r.timeout_s = 0; });
+  expect("timeout", [](R& r) { r.timeout_s = 0; });
   expect("sparse.mode", [](R& r) { r.sparse.mode = "magic"; });
   expect("sparse", [](R& r) { r.sparse.alpha = 1.5f; });
   api::GenerateRequest request = Completion("x");

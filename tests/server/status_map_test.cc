@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <nlohmann/json.hpp>
+
+#include "engine/retry_after.h"
 
 namespace longhaul::api {
 namespace {
@@ -31,6 +34,31 @@ TEST(StatusMap, CodesThatClientsDependOn) {
     EXPECT_EQ(error.retry_after_s > 0, c.retry) << c.status;
     EXPECT_EQ(error.message, "x");
   }
+}
+
+TEST(StatusMap, RetryAfterIsWholeSecondsWithinAnHour) {
+  const auto seconds = [](int64_t us) {
+    return ToHttpError(WithRetryAfter(absl::ResourceExhaustedError("x"), us)).retry_after_s;
+  };
+  EXPECT_EQ(seconds(0), 1);
+  EXPECT_EQ(seconds(-5), 1);
+  EXPECT_EQ(seconds(1'000'000), 1);
+  EXPECT_EQ(seconds(1'000'001), 2);
+  EXPECT_EQ(seconds(90'000'000), 90);
+  EXPECT_EQ(seconds(std::numeric_limits<int64_t>::max()), 3600);
+  EXPECT_EQ(RetryAfterSeconds(absl::UnavailableError("x")), 1);
+  EXPECT_EQ(RetryAfterSeconds(WithRetryAfter(absl::OutOfRangeError("x"), 5'000'000)), 0)
+      << "no later request escapes that";
+}
+
+TEST(StatusMap, ADeadlineOutOfReachIsTheClientsError) {
+  const HttpError error = ToHttpError(AsRefusal(absl::DeadlineExceededError("needs 40 s")));
+  EXPECT_EQ(error.http_status, 400);
+  EXPECT_EQ(error.code, "deadline_unreachable");
+  EXPECT_EQ(error.param, "timeout");
+  EXPECT_EQ(error.message, "needs 40 s");
+  EXPECT_EQ(ToHttpError(AsRefusal(absl::ResourceExhaustedError("x"))).http_status, 429);
+  EXPECT_EQ(ToHttpError(AsRefusal(absl::InternalError("x"))).http_status, 500);
 }
 
 TEST(StatusMap, OurOwnErrorsKeepTheirText) {

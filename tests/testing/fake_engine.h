@@ -19,7 +19,7 @@
 namespace longhaul {
 
 // Token ids are bytes; 256 = <bos>, 257 = <eos>, 258 = <|im_start|>, 259 = <|im_end|>.
-class ByteTokenizer final : public Tokenizer {
+class ByteTokenizer : public Tokenizer {
  public:
   static constexpr int32_t kBos = 256, kEos = 257, kImStart = 258, kImEnd = 259, kVocab = 260;
 
