@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "engine/sparse_policy.h"
+#include "engine/model/sparse_attention.h"
 
 namespace longhaul {
 namespace {
@@ -12,63 +12,109 @@ namespace {
 // rather than too long.
 constexpr double kFlopsPerUs = 10e3;
 constexpr double kBytesPerUs = 5e3;
-constexpr double kCellUs = 50;  // fixed cost of one layer call
+constexpr double kCallUs = 50;  // fixed cost of one layer call
 
-// Samples count with 0.97^age: about the last 30 slices.
-constexpr double kDecay = 0.97;
-// Weight of the ridge against one sample.
-constexpr double kRidge = 0.02;
+// Rows that a dense pass over the keys costs besides its pairs, see PrefillWork.
+constexpr double kThinRows = 64;
+
+// Of the logarithms: what is not known of the speed of the machine, of each coefficient besides
+// that, how much a coefficient drifts from sample to sample, and how noisy a sample is.
+constexpr double kCommonVariance = 4.0;
+constexpr double kOwnVariance = 1.0;
+constexpr double kDriftVariance = 4e-4;
+constexpr double kNoiseVariance = 0.0225;
+
+// A sample further off than so many deviations is clipped; so many in a row are a change.
+constexpr double kSurprise = 3.0;
+constexpr int kMaxSurprises = 3;
+
+// Prior of the kept remote keys, and how uncertain it is; the noise is that of one layer's sample.
+constexpr double kRemoteShare = 0.02;
+constexpr double kPaperShare = 0.10;
+constexpr double kShareDeviation = 0.03;
+constexpr double kKeysPerRowDeviation = 0.5;  // of the local keys
+constexpr double kDensityNoise = 0.3;
+
+double CausalPairs(double begin, double end) { return 0.5 * (end - begin) * (begin + end + 1); }
 
 }  // namespace
 
-OnlineFit::OnlineFit(int n_terms) : n_terms_(n_terms) { z_.fill(1.0); }
+OnlineFit::OnlineFit(int n_terms) : n_terms_(n_terms) { ResetVariance(); }
+
+void OnlineFit::ResetVariance() {
+  for (int i = 0; i < n_terms_; ++i) {
+    for (int j = 0; j < n_terms_; ++j) {
+      variance_[i][j] = kCommonVariance + (i == j ? kOwnVariance : 0);
+    }
+  }
+}
 
 double OnlineFit::Predict(std::span<const double> x) const {
   double y = 0;
-  for (int i = 0; i < n_terms_; ++i) y += z_[i] * x[i];
+  for (int i = 0; i < n_terms_; ++i) y += std::exp(log_z_[i]) * x[i];
   return y;
 }
 
-void OnlineFit::Observe(std::span<const double> x, double y) {
-  double prior = 0;
-  for (int i = 0; i < n_terms_; ++i) prior += x[i];
-  if (!(prior > 0) || !(y > 0) || !std::isfinite(y)) return;
-  const double log_ratio = std::log(y / prior);
-  log_scale_ = observed_ ? 0.9 * log_scale_ + 0.1 * log_ratio : log_ratio;
-  observed_ = true;
-  // Dividing by y makes the residual relative: a short slice counts as much as a long one.
+OnlineFit::Linear OnlineFit::Linearize(std::span<const double> x) const {
+  Linear linear{.variance = kNoiseVariance};
+  const double y = Predict(x);
+  for (int i = 0; i < n_terms_; ++i) linear.slope[i] = std::exp(log_z_[i]) * x[i] / y;
   for (int i = 0; i < n_terms_; ++i) {
-    for (int j = 0; j < n_terms_; ++j) {
-      a_[i][j] = kDecay * a_[i][j] + (x[i] / y) * (x[j] / y);
-    }
-    b_[i] = kDecay * b_[i] + x[i] / y;
+    for (int j = 0; j < n_terms_; ++j) linear.covariance[i] += variance_[i][j] * linear.slope[j];
+    linear.variance += linear.slope[i] * linear.covariance[i];
   }
-  Solve();
+  return linear;
 }
 
-// Coordinate descent: non-negative least squares of at most four unknowns, to far below noise.
-// The unknowns are divided by the common scale, so that the ridge acts alike on every machine.
-void OnlineFit::Solve() {
-  const double scale = std::exp(log_scale_);
-  std::array<double, kMaxTerms> u;
-  for (int i = 0; i < n_terms_; ++i) u[i] = z_[i] / scale;
-  for (int sweep = 0; sweep < 40; ++sweep) {
+// How much of the error is learned from.
+double OnlineFit::Clip(double error, double deviation) {
+  const double limit = kSurprise * deviation;
+  if (std::abs(error) <= limit) {
+    n_surprises_ = 0;
+    return error;
+  }
+  const int sign = error > 0 ? 1 : -1;
+  n_surprises_ = n_surprises_ * sign > 0 ? n_surprises_ + sign : sign;
+  if (std::abs(n_surprises_) < kMaxSurprises) return sign * limit;
+  n_surprises_ = 0;
+  ResetVariance();
+  return error;
+}
+
+void OnlineFit::Observe(std::span<const double> x, double y) {
+  const double predicted = Predict(x);
+  if (!(predicted > 0) || !(y > 0) || !std::isfinite(y)) return;
+  observed_ = true;
+  for (int i = 0; i < n_terms_; ++i) {
+    variance_[i][i] = std::min(variance_[i][i] + kDriftVariance, kCommonVariance + kOwnVariance);
+  }
+  const double deviation = std::sqrt(Linearize(x).variance);
+  const double target = std::log(predicted) + Clip(std::log(y / predicted), deviation);
+  // The slope changes with z, so the update is iterated: three rounds bring even an error of a
+  // factor of 100 within the noise.
+  const Vector before = log_z_;
+  Linear linear;
+  for (int round = 0; round < 3; ++round) {
+    linear = Linearize(x);
+    double error = target - std::log(Predict(x));
+    for (int i = 0; i < n_terms_; ++i) error -= linear.slope[i] * (before[i] - log_z_[i]);
     for (int i = 0; i < n_terms_; ++i) {
-      double gradient = b_[i] * scale + kRidge;
-      for (int j = 0; j < n_terms_; ++j) {
-        if (j != i) gradient -= a_[i][j] * scale * scale * u[j];
-      }
-      u[i] = std::max(0.0, gradient / (a_[i][i] * scale * scale + kRidge));
+      log_z_[i] = before[i] + linear.covariance[i] / linear.variance * error;
     }
   }
-  for (int i = 0; i < n_terms_; ++i) z_[i] = u[i] * scale;
+  for (int i = 0; i < n_terms_; ++i) {
+    for (int j = 0; j < n_terms_; ++j) {
+      variance_[i][j] -= linear.covariance[i] * linear.covariance[j] / linear.variance;
+    }
+  }
 }
 
 PrefillWork& PrefillWork::operator+=(const PrefillWork& other) {
   cells += other.cells;
   tokens += other.tokens;
   dense_pairs += other.dense_pairs;
-  sparse_pairs += other.sparse_pairs;
+  kept_pairs += other.kept_pairs;
+  thin_pairs += other.thin_pairs;
   return *this;
 }
 
@@ -76,53 +122,97 @@ PrefillWork PrefillWork::operator*(double factor) const {
   return {.cells = cells * factor,
           .tokens = tokens * factor,
           .dense_pairs = dense_pairs * factor,
-          .sparse_pairs = sparse_pairs * factor};
+          .kept_pairs = kept_pairs * factor,
+          .thin_pairs = thin_pairs * factor};
 }
 
-DensityModel::DensityModel(const SparseOptions& options)
-    : local_keys_(static_cast<double>(options.sink + options.window)), fit_(2) {}
-
-// Prior: the local keys and 5 % of all.
-double DensityModel::KeptKeys(double n_keys) const {
-  const std::array<double, 2> x = {local_keys_, 0.05 * n_keys};
-  return std::min(n_keys, fit_.Predict(x));
+DensityModel::DensityModel(const SparseOptions& options) {
+  const bool paper = options.mode == SparseMode::kPaper;  // its window is a share, too
+  local_keys_ = paper ? 1.0 : std::max(1.0, static_cast<double>(options.sink + options.window));
+  share_ = paper ? kPaperShare : options.mode == SparseMode::kStreaming ? 0.0 : kRemoteShare;
+  nn_ = 1.0 / std::pow(kKeysPerRowDeviation * local_keys_, 2);
+  rr_ = 1.0 / std::pow(kShareDeviation, 2);
+  ry_ = rr_ * share_;
 }
 
-void DensityModel::Observe(double n_keys, double kept_keys) {
-  const std::array<double, 2> x = {local_keys_, 0.05 * n_keys};
-  fit_.Observe(x, kept_keys);
+DensityModel::Rows DensityModel::CountRows(int64_t begin, int64_t end) const {
+  const auto first = static_cast<double>(begin);
+  const auto last = static_cast<double>(end);
+  // Row i sees i + 1 keys.
+  const double all_local = std::clamp(local_keys_, first, last);
+  Rows rows;
+  rows.n = last - all_local;
+  rows.local = CausalPairs(first, all_local) + rows.n * local_keys_;
+  rows.remote = CausalPairs(first, last) - rows.local;
+  return rows;
+}
+
+double DensityModel::KeptPairs(int64_t begin, int64_t end) const {
+  const Rows rows = CountRows(begin, end);
+  return rows.local + std::min(rows.remote, keys_per_row_ * rows.n + share_ * rows.remote);
+}
+
+void DensityModel::Observe(int64_t begin, int64_t end, int32_t n_layers, double kept_pairs) {
+  const Rows rows = CountRows(begin, end);
+  if (!(rows.n > 0) || !(rows.remote > 0) || !std::isfinite(kept_pairs)) return;
+  const double kept_remote = std::clamp(kept_pairs - rows.local, 0.0, rows.remote);
+  // Layers differ by far more than a measurement errs. Weights that depend on the place alone, not
+  // on what was kept, leave their mean right.
+  const double noise = kDensityNoise * (rows.n * local_keys_ + kRemoteShare * rows.remote);
+  const double weight = n_layers / (noise * noise);
+  nn_ += weight * rows.n * rows.n;
+  nr_ += weight * rows.n * rows.remote;
+  rr_ += weight * rows.remote * rows.remote;
+  ny_ += weight * rows.n * kept_remote;
+  ry_ += weight * rows.remote * kept_remote;
+  // Both at least zero.
+  const double determinant = nn_ * rr_ - nr_ * nr_;
+  keys_per_row_ = (ny_ * rr_ - ry_ * nr_) / determinant;
+  share_ = (ry_ * nn_ - ny_ * nr_) / determinant;
+  if (keys_per_row_ < 0) {
+    keys_per_row_ = 0;
+    share_ = ry_ / rr_;
+  } else if (share_ < 0) {
+    keys_per_row_ = ny_ / nn_;
+    share_ = 0;
+  }
 }
 
 CostModel::CostModel(const ModelShape& shape) {
   const double n_layers = std::max(1, shape.n_layers);
-  const double layer_parameters = static_cast<double>(shape.n_parameters) / n_layers;
+  const double width = shape.hidden_size;
   const double head_width = static_cast<double>(shape.n_heads) * shape.head_dim;
   const double kv_width = 2.0 * shape.n_kv_heads * shape.head_dim;
+  const double embeddings = 2.0 * shape.vocab_size * width;  // in and out, where they are not one
+  const double layer_parameters =
+      std::max((static_cast<double>(shape.n_parameters) - embeddings) / n_layers,
+               width * (2 * head_width + kv_width));
+  cell_us_ = kCallUs + 4.0 * layer_parameters / kBytesPerUs;
   token_us_ = std::max(1.0, 2.0 * layer_parameters) / kFlopsPerUs;
   pair_us_ = std::max(1.0, 4.0 * head_width) / kFlopsPerUs;
-  weight_us_ = std::max(1.0, 4.0 * static_cast<double>(shape.n_parameters)) / kBytesPerUs;
+  weight_us_ = kCallUs + 4.0 * static_cast<double>(shape.n_parameters) / kBytesPerUs;
   key_us_ = std::max(1.0, 4.0 * kv_width * n_layers) / kBytesPerUs;
 }
 
 PrefillWork CostModel::EpochWork(const SparseOptions& options, const DensityModel& density,
-                                 int64_t begin, int64_t end) {
-  const double n_rows = static_cast<double>(end - begin);
-  const double mean_keys = 0.5 * static_cast<double>(begin + end + 1);
-  PrefillWork work{.cells = 1, .tokens = n_rows};
-  const EpochPolicy policy = ResolveEpoch(options, begin, end - begin);
-  if (policy.dense) {
-    work.dense_pairs = n_rows * mean_keys;
-    return work;
+                                 int64_t begin, int64_t end, int64_t prompt_tokens) {
+  PrefillWork work{.cells = 1, .tokens = static_cast<double>(end - begin)};
+  const EpochAttention epoch = PlanEpochAttention(options, begin, end, prompt_tokens);
+  const int64_t exact_begin = begin + epoch.n_policy_rows;
+  if (exact_begin > begin) {
+    work.kept_pairs = density.KeptPairs(begin, exact_begin);
+    work.thin_pairs = static_cast<double>(epoch.policy.rows.size()) * exact_begin;
   }
-  // Sampled rows pass over the keys twice: log-sum-exp, then mass.
-  const double sampled_pairs = 2.0 * static_cast<double>(policy.rows.size() * end);
-  work.sparse_pairs = n_rows * density.KeptKeys(mean_keys) + sampled_pairs;
+  if (end > exact_begin) {
+    work.dense_pairs = CausalPairs(static_cast<double>(exact_begin), static_cast<double>(end));
+    work.thin_pairs += kThinRows * static_cast<double>(end);
+  }
   return work;
 }
 
-std::array<double, 4> CostModel::PrefillTerms(const PrefillWork& work) const {
-  return {kCellUs * work.cells, token_us_ * work.tokens, pair_us_ * work.dense_pairs,
-          pair_us_ * work.sparse_pairs};
+std::array<double, 5> CostModel::PrefillTerms(const PrefillWork& work) const {
+  return {cell_us_ * work.cells, token_us_ * work.tokens, pair_us_ * work.dense_pairs,
+          2 * pair_us_ * work.kept_pairs, pair_us_ * work.thin_pairs};
 }
 
 double CostModel::PrefillUs(const PrefillWork& work) const {

@@ -1,8 +1,8 @@
 // CostModel: how long prefill slices and decode steps will take, learned from how long they took.
 //
 // A time is a sum of a few work counts (tokens, attended pairs, ...), each times a coefficient. The
-// coefficients start from arithmetic on the model's shape at a guessed speed and are then fitted
-// online: least squares of the relative error over the recent past, no coefficient below zero.
+// coefficients start from arithmetic on the model's shape at a guessed speed and follow every
+// measurement: those of the start-up (engine/self_measure.h) and those of each step.
 // Owned by the scheduler; engine thread only; no clock inside.
 #pragma once
 
@@ -14,11 +14,16 @@
 
 namespace longhaul {
 
-// Fits y = sum of z[i] * x[i], z >= 0, where x[i] is already scaled so that z[i] is about 1.
-// A ridge keeps what the samples do not determine at the common scale of everything seen.
+// Learns z of y = sum of z[i] * x[i], z > 0, where x[i] is already scaled so that z[i] is about 1.
+//
+// A Kalman filter on log z: errors are relative, no coefficient becomes negative, and a coefficient
+// that the recent samples do not determine keeps its value and becomes easier to move. (Least
+// squares with forgetting lost it: after a while of short prompts, the cost of a pair was a guess
+// again.) The coefficients have most of their uncertainty in common, the speed of the machine, so
+// one sample of any kind sets the scale of all.
 class OnlineFit {
  public:
-  static constexpr int kMaxTerms = 4;
+  static constexpr int kMaxTerms = 5;
 
   explicit OnlineFit(int n_terms);
   void Observe(std::span<const double> x, double y);
@@ -26,39 +31,66 @@ class OnlineFit {
   bool observed() const { return observed_; }
 
  private:
-  void Solve();
+  using Vector = std::array<double, kMaxTerms>;
+
+  // log y around the current z.
+  struct Linear {
+    Vector slope{};       // in log z: the share of each term
+    Vector covariance{};  // of log y with log z
+    double variance = 0;  // of log y, noise included
+  };
+
+  Linear Linearize(std::span<const double> x) const;
+  void ResetVariance();
+  double Clip(double error, double deviation);
 
   int n_terms_;
-  std::array<double, kMaxTerms> z_;
-  std::array<std::array<double, kMaxTerms>, kMaxTerms> a_{};  // normal equations, decayed
-  std::array<double, kMaxTerms> b_{};
-  double log_scale_ = 0;  // of y over the prior's prediction
+  Vector log_z_{};
+  std::array<Vector, kMaxTerms> variance_{};  // of log_z
+  int n_surprises_ = 0;                       // in a row, with their sign
   bool observed_ = false;
 };
 
 // Work of a prefill, summed over its (epoch, layer) cells. Adds up: the work of a whole prompt is
-// the sum of the work of its slices.
+// the sum of the work of its slices. Pairs are (row, key) pairs of one layer and one head, averaged
+// over the heads.
 struct PrefillWork {
-  double cells = 0;         // (epoch, layer) pairs
-  double tokens = 0;        // per layer
-  double dense_pairs = 0;   // (row, key) pairs of dense epochs, per layer
-  double sparse_pairs = 0;  // kept pairs and sampled rows' pairs of sparse epochs, per layer
+  double cells = 0;        // (epoch, layer) pairs
+  double tokens = 0;       // per layer
+  double dense_pairs = 0;  // of rows that attend exactly
+  double kept_pairs = 0;   // that sparse rows attend to
+  // Of passes over all keys with few rows: the sampled ones. A dense pass counts as kThinRows of
+  // them besides its pairs: reading and arranging keys that few rows share costs as much.
+  double thin_pairs = 0;
 
   PrefillWork& operator+=(const PrefillWork& other);
   PrefillWork operator*(double factor) const;
 };
 
-// What a sparse epoch keeps: keys per row as a line over the keys it could see. Per request,
-// because it depends on the text and the policy.
+// What a sparse epoch keeps, per head: the local keys, and of the remote ones a number per row and
+// a share. Per request, because it depends on the text and the policy.
 class DensityModel {
  public:
   explicit DensityModel(const SparseOptions& options);
-  double KeptKeys(double n_keys) const;
-  void Observe(double n_keys, double kept_keys);
+  // Pairs that rows [begin, end) keep.
+  double KeptPairs(int64_t begin, int64_t end) const;
+  // What they kept on average over n_layers layers.
+  void Observe(int64_t begin, int64_t end, int32_t n_layers, double kept_pairs);
 
  private:
+  struct Rows {
+    double n = 0;       // rows that see remote keys
+    double local = 0;   // pairs with local keys
+    double remote = 0;  // pairs with remote keys
+  };
+  Rows CountRows(int64_t begin, int64_t end) const;
+
   double local_keys_;
-  OnlineFit fit_;
+  // Kept remote pairs = keys_per_row_ * n + share_ * remote.
+  double keys_per_row_ = 0;
+  double share_;
+  double nn_, nr_ = 0, rr_;  // normal equations; the diagonal begins as the weight of the prior
+  double ny_ = 0, ry_;
 };
 
 class CostModel {
@@ -67,7 +99,7 @@ class CostModel {
 
   // Work of query tokens [begin, end), all in one epoch, at one layer.
   static PrefillWork EpochWork(const SparseOptions& options, const DensityModel& density,
-                               int64_t begin, int64_t end);
+                               int64_t begin, int64_t end, int64_t prompt_tokens);
 
   // False until a slice was measured: predictions rest on the guess alone.
   bool learned() const { return prefill_.observed(); }
@@ -80,14 +112,15 @@ class CostModel {
 
  private:
   // x of the fits, in microseconds at the guessed speed.
-  std::array<double, 4> PrefillTerms(const PrefillWork& work) const;
+  std::array<double, 5> PrefillTerms(const PrefillWork& work) const;
   std::array<double, 3> DecodeTerms(int64_t n_rows, int64_t n_keys) const;
 
+  double cell_us_;    // one layer call: fixed costs, reading the weights
   double token_us_;   // one token through one layer's projections
   double pair_us_;    // one (row, key) pair, all heads of one layer
   double weight_us_;  // reading all weights once
   double key_us_;     // one key, all layers
-  OnlineFit prefill_{4};
+  OnlineFit prefill_{5};
   OnlineFit decode_{3};
 };
 

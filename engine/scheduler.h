@@ -121,7 +121,8 @@ class Scheduler {
   void FreeSlot(Sequence& sequence);
   void CountChoice(const Choice& choice, const Sequence& sequence);
 
-  // Progress
+  // Predictions and progress
+  void LearnFrom(const PlannedSlice& planned, const PrefillSlice& slice, const SliceResult& result);
   double RemainingUs(const Sequence& sequence) const;
   int64_t EtaUs(const Sequence& sequence) const;
   int64_t QueuedEtaUs(const Sequence& sequence) const;

@@ -69,13 +69,9 @@ void Scheduler::CompleteSlice(const PlannedSlice& planned, const PrefillSlice& s
                               const SliceResult& result, int64_t now_us) {
   Sequence& sequence = *planned.sequence;
   const auto elapsed_us = static_cast<double>(result.elapsed_us);
-  cost_.ObservePrefill(planned.work, elapsed_us);
+  LearnFrom(planned, slice, result);
   sequence.service_us += elapsed_us;
   sequence.report.Merge(result.report);
-  if (planned.work.sparse_pairs > 0 && result.report.causal_pairs > 0) {
-    const double mean_keys = 0.5 * static_cast<double>(slice.begin + slice.end + 1);
-    sequence.density.Observe(mean_keys, result.report.Density() * mean_keys);
-  }
 
   sequence.next_layer = slice.layer_end;
   if (sequence.next_layer == shape_.n_layers) {

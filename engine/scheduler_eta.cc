@@ -6,11 +6,28 @@
 
 namespace longhaul {
 
+void Scheduler::LearnFrom(const PlannedSlice& planned, const PrefillSlice& slice,
+                          const SliceResult& result) {
+  // What it kept was predicted when it was planned; now it is known.
+  PrefillWork work = planned.work;
+  if (work.kept_pairs > 0 && result.report.causal_pairs > 0) {
+    Sequence& sequence = *planned.sequence;
+    const double exact_pairs = work.dense_pairs;  // of the rows that are exact at the prompt's end
+    const auto all_pairs = static_cast<double>(result.report.kept_pairs);
+    work.kept_pairs = std::max(0.0, all_pairs / shape_.n_heads - exact_pairs);
+    const int32_t n_layers = slice.layer_end - slice.layer_begin;
+    const int64_t sparse_end =
+        std::min(slice.end, slice.prompt_tokens - sequence.sparse.dense_tail_tokens);
+    sequence.density.Observe(slice.begin, sparse_end, n_layers, work.kept_pairs / n_layers);
+  }
+  cost_.ObservePrefill(work, static_cast<double>(result.elapsed_us));
+}
+
 double Scheduler::RemainingUs(const Sequence& sequence) const {
   double remaining_us = cost_.PrefillUs(sequence.later_work);
   if (sequence.end > sequence.begin) {
-    const PrefillWork layer_work =
-        CostModel::EpochWork(sequence.sparse, sequence.density, sequence.begin, sequence.end);
+    const PrefillWork layer_work = CostModel::EpochWork(
+        sequence.sparse, sequence.density, sequence.begin, sequence.end, sequence.prompt_tokens());
     remaining_us += cost_.PrefillUs(layer_work * (shape_.n_layers - sequence.next_layer));
   }
   return remaining_us;

@@ -79,8 +79,8 @@ double Scheduler::PlanSlice(Sequence& sequence, double budget_us, int64_t now_us
   }
   if (sequence.times.first_slice_us < 0) sequence.times.first_slice_us = now_us;
 
-  const PrefillWork layer_work =
-      CostModel::EpochWork(sequence.sparse, sequence.density, sequence.begin, sequence.end);
+  const PrefillWork layer_work = CostModel::EpochWork(
+      sequence.sparse, sequence.density, sequence.begin, sequence.end, sequence.prompt_tokens());
   const double layer_us = std::max(1e-3, cost_.PrefillUs(layer_work));
   const int32_t n_left = shape_.n_layers - sequence.next_layer;
   const auto n_layers =
@@ -106,7 +106,8 @@ PrefillWork Scheduler::LaterWork(const Sequence& sequence, int64_t from) const {
   PrefillWork work;
   for (int64_t begin = from; begin < sequence.prompt_tokens();) {
     const int64_t end = sequence.EpochEnd(begin, config_.epoch_tokens);
-    work += CostModel::EpochWork(sequence.sparse, sequence.density, begin, end);
+    work += CostModel::EpochWork(sequence.sparse, sequence.density, begin, end,
+                                 sequence.prompt_tokens());
     begin = end;
   }
   return work * shape_.n_layers;

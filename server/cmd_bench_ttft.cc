@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <iterator>
@@ -25,6 +26,7 @@ struct Run {
   double ttft_s = 0;
   double tokenize_s = 0;
   double prefill_s = 0;
+  double eta_error = 0;  // worst of the run; see WorstEtaError
   SparseReport sparse;
   double speedup = 0;  // against dense of the same length; 0 = dense was not run
 };
@@ -55,6 +57,21 @@ std::vector<int32_t> RandomTokens(const Tokenizer& tokenizer, int64_t n) {
   return ids;
 }
 
+// Of the predictions made after a tenth of the prompt: how far off they were, as a share of the
+// time that was left then. In the last tenth of the time as a share of a tenth: what is left goes
+// to 0.
+double WorstEtaError(const std::vector<ProgressEvent>& events, int64_t ttft_us) {
+  double worst = 0;
+  for (const ProgressEvent& event : events) {
+    if (event.phase != Phase::kPrefill || event.eta_us < 0) continue;
+    if (event.processed_tokens * 10 < event.total_tokens) continue;
+    const double left_us = static_cast<double>(ttft_us - event.time_us);
+    const double error_us = std::abs(static_cast<double>(event.eta_us) - left_us);
+    worst = std::max(worst, error_us / std::max(left_us, 0.1 * static_cast<double>(ttft_us)));
+  }
+  return worst;
+}
+
 absl::StatusOr<Run> RunOnce(Session& session, const std::vector<int32_t>& prompt,
                             const std::string& mode, const std::string& salt) {
   api::FrontPhases phases;
@@ -70,10 +87,14 @@ absl::StatusOr<Run> RunOnce(Session& session, const std::vector<int32_t>& prompt
   request.return_progress = true;
   LH_ASSIGN_OR_RETURN(std::unique_ptr<Generation> generation, session.Start(request, phases));
   ProgressLine progress(stderr);
+  std::vector<ProgressEvent> events;
   for (;;) {
     const std::optional<api::Chunk> chunk = generation->Next(std::chrono::seconds(1));
     if (!chunk) continue;
-    if (const auto* event = std::get_if<ProgressEvent>(&*chunk)) progress.Show(*event);
+    if (const auto* event = std::get_if<ProgressEvent>(&*chunk)) {
+      progress.Show(*event);
+      events.push_back(*event);
+    }
     const auto* summary = std::get_if<api::Summary>(&*chunk);
     if (summary == nullptr) continue;
     progress.Clear();
@@ -84,6 +105,7 @@ absl::StatusOr<Run> RunOnce(Session& session, const std::vector<int32_t>& prompt
                .ttft_s = static_cast<double>(summary->timings.ttft) * 1e-6,
                .tokenize_s = static_cast<double>(summary->timings.tokenize) * 1e-6,
                .prefill_s = static_cast<double>(summary->timings.prefill) * 1e-6,
+               .eta_error = WorstEtaError(events, summary->timings.ttft),
                .sparse = summary->sparse};
   }
 }
@@ -115,9 +137,14 @@ absl::StatusOr<std::vector<Run>> RunAll(const ServerConfig& config,
     }
     const size_t first = result.size();
     for (std::vector<Run>& same : runs) {
+      const double eta_error =
+          std::max_element(same.begin(), same.end(), [](const Run& a, const Run& b) {
+            return a.eta_error < b.eta_error;
+          })->eta_error;
       std::sort(same.begin(), same.end(),
                 [](const Run& a, const Run& b) { return a.ttft_s < b.ttft_s; });
       result.push_back(std::move(same[same.size() / 2]));
+      result.back().eta_error = eta_error;
     }
     const auto dense = std::find_if(result.begin() + static_cast<std::ptrdiff_t>(first),
                                     result.end(), [](const Run& r) { return r.mode == "dense"; });
@@ -129,9 +156,9 @@ absl::StatusOr<std::vector<Run>> RunAll(const ServerConfig& config,
 }
 
 void PrintTable(const std::vector<Run>& runs) {
-  std::vector<std::vector<std::string>> rows = {{"prompt tokens", "policy", "TTFT", "tokens/s",
-                                                 "density %", "recall mean", "recall p1",
-                                                 "streaming", "dense", "repaired", "speed-up"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"prompt tokens", "policy", "TTFT", "tokens/s", "density %", "recall mean", "recall p1",
+       "streaming", "dense", "repaired", "eta err", "speed-up"}};
   for (const Run& run : runs) {
     const SparseReport& s = run.sparse;
     const bool audited = s.n_recalls > 0;
@@ -141,7 +168,7 @@ void PrintTable(const std::vector<Run>& runs) {
                     audited ? fmt::format("{:.4f}", s.RecallMean()) : "-",
                     audited ? fmt::format("{:.3f}", s.RecallPercentile(1)) : "-",
                     fmt::format("{}", s.n_streaming), fmt::format("{}", s.n_dense),
-                    fmt::format("{}", s.n_repaired),
+                    fmt::format("{}", s.n_repaired), fmt::format("{:.0f} %", 100 * run.eta_error),
                     run.speedup > 0 ? fmt::format("{:.2f}x", run.speedup) : "-"});
   }
   std::printf("%s", FormatTable(rows).c_str());
@@ -155,6 +182,7 @@ void PrintJson(const std::vector<Run>& runs) {
                      {"resolved_mode", run.resolved_mode},
                      {"ttft_s", run.ttft_s},
                      {"prefill_s", run.prefill_s},
+                     {"eta_error", run.eta_error},
                      {"density", run.sparse.Density()},
                      {"recall_mean", run.sparse.RecallMean()},
                      {"recall_p1", run.sparse.RecallPercentile(1)},

@@ -17,7 +17,8 @@ struct BenchTtftOptions {
   bool json = false;      // a JSON array on standard output instead of the table
 };
 
-// Every run is cold (a prefix cache namespace of its own) and prefills one prompt alone.
+// Every run is cold (a prefix cache namespace of its own) and prefills one prompt alone. "eta err"
+// is the worst error of a predicted time left, over all repeats, from a tenth of the prompt on.
 // Exit code as RunGenerate.
 int RunBenchTtft(const ServerConfig& config, const BenchTtftOptions& options);
 
