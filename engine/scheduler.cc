@@ -24,7 +24,9 @@ Scheduler::Scheduler(const EngineConfig& config, const ModelShape& shape, int32_
     : config_(config),
       shape_(shape),
       cost_(shape),
-      cache_(n_pages, config.enable_prefix_caching, MaxPinnedPages(config, n_pages)) {
+      cache_(n_pages, config.enable_prefix_caching, MaxPinnedPages(config, n_pages)),
+      layer_store_is_free_(config.prefill_order == PrefillOrder::kLayer),
+      short_credit_us_(kShortWeight * static_cast<double>(config.slice_us)) {
   for (int64_t slot = config.max_prefills - 1; slot >= 0; --slot) {
     free_slots_.push_back(static_cast<int32_t>(slot));
   }
@@ -35,12 +37,12 @@ Scheduler::Scheduler(const EngineConfig& config, const ModelShape& shape, int32_
 void Scheduler::Add(Request request, std::shared_ptr<EventSink> sink, int64_t now_us,
                     int64_t waited_us) {
   auto sequence = std::make_unique<Sequence>(std::move(request), config_.sparse, std::move(sink),
-                                             shape_, now_us - waited_us);
+                                             shape_, config_.epoch_tokens, now_us - waited_us);
   sequence->id = next_seq_id_++;
   const int64_t cached_tokens = cache_.Peek(PrefixRoot(*sequence), sequence->request.prompt,
                                             sequence->CacheRule(config_.epoch_tokens));
   sequence->expected_cached_tokens = cached_tokens;
-  sequence->later_work = LaterWork(*sequence, cached_tokens);
+  sequence->work_left = WorkFrom(*sequence, cached_tokens);
   const int64_t predicted_us = PredictTtftUs(*sequence, cached_tokens);
   if (absl::Status refusal = CheckDeadline(*sequence, predicted_us, now_us); !refusal.ok()) {
     ++counters_.n_refused_deadline;

@@ -2,11 +2,13 @@
 // every running choice in one batch, and gives one time slice to prompts that are being prefilled.
 //
 // Prompts. The work item is (epoch, layer range): the epoch grid is absolute, the layer range is
-// sized by predicted time to the budget `slice_us`, one layer at least. Among those of the best
-// priority, prompts that fit into one slice (short) and the others (long) take turns, slice by
-// slice; several short ones share a slice; among long ones the next is who had least time so far.
-// So a short prompt waits for the slice in flight and at most one more, and a long one gets every
-// other slice whatever the load. One hidden slot is kept for short prompts.
+// sized by predicted time to the budget `slice_us`, one layer at least. Strict priorities first. Of
+// one priority, prompts that fit into one slice (short) go before the others (long), but a long one
+// gets a quarter of the time however many short ones there are (kShortWeight). Several short ones
+// share a slice; the long ones share their time evenly. One hidden slot is kept for short prompts.
+//
+// A prompt that would compute next what another one in flight computes already (same beginning,
+// same prefix root) waits and takes the published pages over: scheduler_join.cc.
 //
 // Admission reserves the pages for prompt and answers, so whoever runs finishes. A request that
 // waits for pages may be overtaken by smaller ones, kMaxOvertakes times.
@@ -33,6 +35,7 @@ struct SchedulerCounters {
   int64_t prefix_queried_tokens = 0;
   int64_t prefix_hit_tokens = 0;
   int64_t prompt_tokens = 0;
+  int64_t joined_tokens = 0;  // of prompts, taken over while they were under way
   int64_t generation_tokens = 0;
   int64_t n_finished_stop = 0;     // choices
   int64_t n_finished_length = 0;   // choices
@@ -44,6 +47,11 @@ struct SchedulerCounters {
 class Scheduler {
  public:
   static constexpr int64_t kMaxOvertakes = 32;
+  // Time of short prompts against time of long ones while both want it: shares 3/4 and 1/4. Even
+  // shares let the queue of short prompts grow as soon as they want half of the time.
+  static constexpr double kShortWeight = 3;
+  // Of one step; matters only where predictions are far too low.
+  static constexpr size_t kMaxSlices = 64;
 
   // `shape` must outlive the scheduler.
   Scheduler(const EngineConfig& config, const ModelShape& shape, int32_t n_pages);
@@ -81,6 +89,7 @@ class Scheduler {
   struct PlannedSlice {
     Sequence* sequence;
     PrefillWork work;
+    bool contended;  // a short prompt's, and a long one of the same priority had to wait for it
   };
   struct PlannedRow {
     Sequence* sequence;
@@ -106,16 +115,30 @@ class Scheduler {
 
   // Planning
   void PlanDecode();
+  void TakeSlot(Sequence& sequence);
+  void Reclassify(Sequence& sequence);
   void PlanPrefill(int64_t now_us);
-  // Returns the predicted time.
-  double PlanSlice(Sequence& sequence, double budget_us, int64_t now_us);
-  PrefillWork LaterWork(const Sequence& sequence, int64_t from) const;
+  void PlanShort(std::span<Sequence* const> sequences, bool contended, int64_t now_us);
+  void PlanLong(std::span<Sequence* const> sequences, int64_t now_us);
+  // The sequence's next slice, or slices (layer by layer); returns their predicted time.
+  double PlanSlices(Sequence& sequence, double budget_us, bool contended, int64_t now_us);
+  void AddSlice(Sequence& sequence, const PrefillCells& cells);
+  // Of all cells of tokens [from, ...), and of those that the cursor has not passed.
+  PrefillWork WorkFrom(const Sequence& sequence, int64_t from) const;
+  PrefillWork WorkLeft(const Sequence& sequence) const;
+
+  // Joining
+  void LinkRelatives(Sequence& sequence);
+  void UnlinkRelatives(Sequence& sequence);
+  void FollowLeaders();
+  Sequence* LeaderOf(const Sequence& sequence) const;
 
   // Completion
   void CompleteRow(const PlannedRow& row, std::span<const float> logits, int64_t now_us);
   void CompleteSlice(const PlannedSlice& planned, const PrefillSlice& slice,
                      const SliceResult& result, int64_t now_us);
-  void CompleteEpoch(Sequence& sequence);
+  void ChargeTurn(const PlannedSlice& planned, double elapsed_us);
+  void CompleteEpoch(Sequence& sequence, int64_t begin, int64_t end);
   void StartDecode(Sequence& sequence, std::span<const float> logits, int64_t now_us);
   void PublishAnswer(Sequence& sequence, Choice& choice);
   void FreeSlot(Sequence& sequence);
@@ -130,6 +153,7 @@ class Scheduler {
   // `cached_tokens` of its prompt need no work; -1 = not known. PrefillAloneUs: on an idle server.
   int64_t PredictTtftUs(const Sequence& sequence, int64_t cached_tokens) const;
   int64_t PrefillAloneUs(const Sequence& sequence, int64_t cached_tokens) const;
+  void EmitPrefillProgress(int64_t now_us);
   void EmitQueuedProgress(int64_t now_us);
 
   const EngineConfig config_;
@@ -143,7 +167,9 @@ class Scheduler {
   std::vector<int32_t> free_slots_;
   int64_t n_running_choices_ = 0;  // n of each running request
   int64_t n_long_prefills_ = 0;
-  bool last_slice_was_short_ = false;
+  bool layer_store_is_free_ = false;
+  double short_credit_us_;    // time that short prompts may take before a long one's turn
+  double long_clock_us_ = 0;  // turn_us of the long prompt that had the last turn
   uint64_t resource_version_ = 1;  // bumped when an admission may newly succeed
   int64_t next_seq_id_ = 1;
 

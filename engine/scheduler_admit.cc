@@ -34,8 +34,7 @@ Scheduler::Admission Scheduler::TryAdmit(Sequence& sequence) {
 
   sequence.lease = cache_.Open(PrefixRoot(sequence));
   TakeMatch(sequence);
-  sequence.later_work = LaterWork(sequence, sequence.begin);
-  sequence.is_long = cost_.PrefillUs(sequence.later_work) > static_cast<double>(config_.slice_us);
+  sequence.is_long = RemainingUs(sequence) > static_cast<double>(config_.slice_us);
   const int64_t max_long = std::max<int64_t>(1, config_.max_prefills - 1);
   const int64_t n_new_pages = PagesNeeded(sequence.prompt_tokens(), request.max_tokens, request.n) -
                               sequence.lease->n_pages();
@@ -52,19 +51,8 @@ Scheduler::Admission Scheduler::TryAdmit(Sequence& sequence) {
   counters_.prefix_hit_tokens += sequence.cached_tokens;
   counters_.prompt_tokens += sequence.prompt_tokens();
   n_running_choices_ += request.n;
-  sequence.hidden_slot = free_slots_.back();
-  free_slots_.pop_back();
-  if (sequence.is_long) {
-    ++n_long_prefills_;
-    // It has not earned the time that the others already had.
-    double least = std::numeric_limits<double>::max();
-    for (const SequencePtr& other : running_) {
-      if (other != nullptr && other->prefilling() && other->is_long) {
-        least = std::min(least, other->service_us);
-      }
-    }
-    sequence.service_us = n_long_prefills_ > 1 ? least : 0;
-  }
+  LinkRelatives(sequence);
+  TakeSlot(sequence);
   return Admission::kAdmitted;
 }
 
@@ -72,14 +60,14 @@ Scheduler::Admission Scheduler::TryAdmit(Sequence& sequence) {
 void Scheduler::TakeMatch(Sequence& sequence) {
   const int64_t known = cache_.Match(*sequence.lease, sequence.request.prompt,
                                      sequence.CacheRule(config_.epoch_tokens));
-  if (known > sequence.begin) {
+  if (known > sequence.cursor.begin()) {
     if (sequence.lease->state() != nullptr) {
       sequence.sparse_state = *static_cast<const SparseState*>(sequence.lease->state().get());
     }
-    sequence.cached_tokens += known - sequence.begin;
-    sequence.begin = known;
+    sequence.cached_tokens += known - sequence.cursor.begin();
+    sequence.cursor.SkipTo(known);
   }
-  sequence.end = sequence.begin;
+  sequence.work_left = WorkLeft(sequence);
 }
 
 std::string Scheduler::PrefixRoot(const Sequence& sequence) const {

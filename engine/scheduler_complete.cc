@@ -28,6 +28,7 @@ void Scheduler::Complete(const StepResult& result, int64_t now_us) {
   for (size_t i = 0; i < slices_.size(); ++i) {
     CompleteSlice(slices_[i], plan_.prefill[i], result.slices[i], now_us);
   }
+  EmitPrefillProgress(now_us);
   RemoveEnded();
   EmitQueuedProgress(now_us);
 }
@@ -68,45 +69,68 @@ void Scheduler::PublishAnswer(Sequence& sequence, Choice& choice) {
 void Scheduler::CompleteSlice(const PlannedSlice& planned, const PrefillSlice& slice,
                               const SliceResult& result, int64_t now_us) {
   Sequence& sequence = *planned.sequence;
-  const auto elapsed_us = static_cast<double>(result.elapsed_us);
   LearnFrom(planned, slice, result);
-  sequence.service_us += elapsed_us;
+  ChargeTurn(planned, static_cast<double>(result.elapsed_us));
   sequence.report.Merge(result.report);
 
-  sequence.next_layer = slice.layer_end;
-  if (sequence.next_layer == shape_.n_layers) {
-    const bool last = slice.end == sequence.prompt_tokens();
-    if (last) {
-      if (absl::Status status = CheckLogits(result.logits, shape_.vocab_size); !status.ok()) {
-        End(sequence, status, now_us);
-        return;
-      }
-    }
-    CompleteEpoch(sequence);
-    if (last) {
-      StartDecode(sequence, result.logits, now_us);
+  sequence.cursor.Complete({.begin = slice.begin,
+                            .end = slice.end,
+                            .layer_begin = slice.layer_begin,
+                            .layer_end = slice.layer_end});
+  if (sequence.cursor.done()) {
+    if (absl::Status status = CheckLogits(result.logits, shape_.vocab_size); !status.ok()) {
+      End(sequence, status, now_us);
       return;
     }
   }
-  if (sequence.request.report_progress) {
-    sequence.sink->Emit(sequence.Progress(Phase::kPrefill, now_us, EtaUs(sequence)));
+  if (slice.layer_end == shape_.n_layers) CompleteEpoch(sequence, slice.begin, slice.end);
+  sequence.work_left = WorkLeft(sequence);
+  if (sequence.cursor.done()) StartDecode(sequence, result.logits, now_us);
+}
+
+// Time counts where somebody else wanted it.
+void Scheduler::ChargeTurn(const PlannedSlice& planned, double elapsed_us) {
+  Sequence& sequence = *planned.sequence;
+  sequence.service_us += elapsed_us;
+  if (sequence.is_long) {
+    sequence.turn_us += elapsed_us;
+    short_credit_us_ = std::min(kShortWeight * static_cast<double>(config_.slice_us),
+                                short_credit_us_ + kShortWeight * elapsed_us);
+  } else if (planned.contended) {
+    short_credit_us_ -= elapsed_us;
   }
 }
 
-void Scheduler::CompleteEpoch(Sequence& sequence) {
+void Scheduler::CompleteEpoch(Sequence& sequence, int64_t begin, int64_t end) {
   CacheLease& lease = *sequence.lease;
-  cache_.SetComplete(lease, sequence.end);
+  cache_.SetComplete(lease, end);
   const int64_t from = lease.published_tokens();
-  const int64_t to = sequence.PublishableTokens(sequence.end, config_.epoch_tokens);
+  const int64_t to = sequence.PublishableTokens(end, config_.epoch_tokens);
   if (to > from) {
     const std::span<const int32_t> prompt = sequence.request.prompt;
     PrefixState state;
-    if (!sequence.dense) state = std::make_shared<const SparseState>(sequence.sparse_state);
+    if (!sequence.border_states.empty()) {
+      SparseState& border = sequence.border_states[begin / config_.epoch_tokens];
+      state = std::make_shared<const SparseState>(std::move(border));
+    } else if (!sequence.dense) {
+      state = std::make_shared<const SparseState>(sequence.sparse_state);
+    }
     cache_.Publish(lease, prompt.subspan(from, to - from), std::move(state));
   }
-  sequence.begin = sequence.end;
-  sequence.next_layer = 0;
   ++resource_version_;  // others may match what was published
+}
+
+// Once per prompt and step.
+void Scheduler::EmitPrefillProgress(int64_t now_us) {
+  const Sequence* last = nullptr;
+  for (const PlannedSlice& planned : slices_) {
+    const Sequence& sequence = *planned.sequence;
+    if (&sequence == last || sequence.ended || !sequence.prefilling()) continue;
+    last = &sequence;
+    if (sequence.request.report_progress) {
+      sequence.sink->Emit(sequence.Progress(Phase::kPrefill, now_us, EtaUs(sequence)));
+    }
+  }
 }
 
 void Scheduler::StartDecode(Sequence& sequence, std::span<const float> logits, int64_t now_us) {
@@ -136,8 +160,14 @@ void Scheduler::StartDecode(Sequence& sequence, std::span<const float> logits, i
 
 void Scheduler::FreeSlot(Sequence& sequence) {
   if (sequence.hidden_slot < 0) return;
-  free_slots_.push_back(sequence.hidden_slot);
+  UnlinkRelatives(sequence);
+  if (sequence.cursor.by_layer()) {
+    layer_store_is_free_ = true;
+  } else {
+    free_slots_.push_back(sequence.hidden_slot);
+  }
   sequence.hidden_slot = -1;
+  sequence.border_states = {};
   if (sequence.is_long) --n_long_prefills_;
   ++resource_version_;
 }

@@ -24,13 +24,7 @@ void Scheduler::LearnFrom(const PlannedSlice& planned, const PrefillSlice& slice
 }
 
 double Scheduler::RemainingUs(const Sequence& sequence) const {
-  double remaining_us = cost_.PrefillUs(sequence.later_work);
-  if (sequence.end > sequence.begin) {
-    const PrefillWork layer_work = CostModel::EpochWork(
-        sequence.sparse, sequence.density, sequence.begin, sequence.end, sequence.prompt_tokens());
-    remaining_us += cost_.PrefillUs(layer_work * (shape_.n_layers - sequence.next_layer));
-  }
-  return remaining_us;
+  return cost_.PrefillUs(sequence.work_left);
 }
 
 // Prompts share the time evenly, so each other one costs as much as this one still needs, at most
@@ -57,20 +51,20 @@ int64_t Scheduler::EtaUs(const Sequence& sequence) const {
 
 int64_t Scheduler::PrefillAloneUs(const Sequence& sequence, int64_t cached_tokens) const {
   if (!cost_.learned()) return -1;
-  return static_cast<int64_t>(cost_.PrefillUs(LaterWork(sequence, cached_tokens)));
+  return static_cast<int64_t>(cost_.PrefillUs(WorkFrom(sequence, cached_tokens)));
 }
 
 // In the queue: everything ahead, then its own prefill. How long running answers hold pages that it
 // may wait for is not known.
 int64_t Scheduler::PredictTtftUs(const Sequence& sequence, int64_t cached_tokens) const {
   if (!cost_.learned()) return -1;
-  double total_us = cost_.PrefillUs(LaterWork(sequence, cached_tokens));
+  double total_us = cost_.PrefillUs(WorkFrom(sequence, cached_tokens));
   for (const SequencePtr& other : running_) {
     if (other->prefilling()) total_us += RemainingUs(*other);
   }
   for (const SequencePtr& other : waiting_) {
     if (other.get() == &sequence || other->request.priority > sequence.request.priority) break;
-    total_us += cost_.PrefillUs(other->later_work);
+    total_us += cost_.PrefillUs(other->work_left);
   }
   return static_cast<int64_t>(total_us);
 }

@@ -53,13 +53,15 @@ absl::Status CheckLogits(std::span<const float> logits, int32_t vocab_size) {
 
 Sequence::Sequence(Request req, const SparseOptions& default_sparse,
                    std::shared_ptr<EventSink> event_sink, const ModelShape& model_shape,
-                   int64_t now_us)
+                   int64_t epoch_tokens, int64_t now_us)
     : request(std::move(req)),
       sparse(request.sparse.value_or(default_sparse)),
       dense(IsDensePolicy(sparse)),
       sink(std::move(event_sink)),
       shape(model_shape),
-      density(sparse) {
+      cursor(prompt_tokens(), epoch_tokens, shape.n_layers),
+      density(sparse),
+      turn_priority(request.priority) {
   times.accepted_us = ToUs(request.accepted);
   times.submitted_us = now_us;
   if (request.deadline.has_value()) times.deadline_us = ToUs(*request.deadline);
@@ -68,12 +70,13 @@ Sequence::Sequence(Request req, const SparseOptions& default_sparse,
 
 void Sequence::ForgetMatch() {
   lease.reset();
-  begin = end = cached_tokens = 0;
+  cached_tokens = 0;
+  cursor.Restart();
   sparse_state.alpha.assign(int64_t{shape.n_layers} * shape.n_heads, sparse.alpha);
 }
 
-int64_t Sequence::EpochEnd(int64_t position, int64_t epoch_tokens) const {
-  return std::min(prompt_tokens(), (position / epoch_tokens + 1) * epoch_tokens);
+PrefillWork Sequence::LayerWork(int64_t begin, int64_t end) const {
+  return CostModel::EpochWork(sparse, density, begin, end, prompt_tokens());
 }
 
 MatchRule Sequence::CacheRule(int64_t epoch_tokens) const {
@@ -137,12 +140,10 @@ bool Sequence::AllFinished() const {
 }
 
 ProgressEvent Sequence::Progress(Phase phase, int64_t now_us, int64_t eta_us) const {
-  // Inside an epoch the finished layers count as finished tokens, so that the number moves evenly.
-  const int64_t in_epoch = (end - begin) * next_layer / std::max(1, shape.n_layers);
   return {.phase = phase,
           .total_tokens = prompt_tokens(),
           .cached_tokens = cached_tokens,
-          .processed_tokens = begin + in_epoch,
+          .processed_tokens = cursor.processed_tokens(),
           .time_us = std::max<int64_t>(0, now_us - times.accepted_us),
           .eta_us = eta_us,
           .density = report.Density()};

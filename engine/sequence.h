@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/cost_model.h"
+#include "engine/prefill_cursor.h"
 #include "engine/request.h"
 #include "engine/sampler.h"
 #include "engine/step_plan.h"
@@ -62,18 +63,27 @@ struct SequenceTimes {
   int64_t last_progress_us = -1;
 };
 
+struct Sequence;
+
+// Two prompts that are prefilled at the same time and begin alike, under the same prefix root.
+struct Relative {
+  Sequence* sequence = nullptr;
+  int64_t common_tokens = 0;
+};
+
 struct Sequence {
   Sequence(Request request, const SparseOptions& default_sparse, std::shared_ptr<EventSink> sink,
-           const ModelShape& shape, int64_t now_us);
+           const ModelShape& shape, int64_t epoch_tokens, int64_t now_us);
 
   int64_t prompt_tokens() const { return static_cast<int64_t>(request.prompt.size()); }
-  bool prefilling() const { return begin < prompt_tokens(); }
+  bool prefilling() const { return !cursor.done(); }
   // Position at which the choice's last token is fed.
   int64_t DecodePosition(const Choice& choice) const {
     return prompt_tokens() + static_cast<int64_t>(choice.output.size()) - 1;
   }
-  // End of the epoch that holds token `position`.
-  int64_t EpochEnd(int64_t position, int64_t epoch_tokens) const;
+
+  // Predicted, of tokens [begin, end) at one layer; all in one epoch.
+  PrefillWork LayerWork(int64_t begin, int64_t end) const;
 
   // How far cached pages may be taken over. At least one token is always left to compute: its
   // logits are the answer's beginning. The rows that attend densely whatever the policy (the last
@@ -103,19 +113,23 @@ struct Sequence {
   SequenceTimes times;
   bool ended = false;  // DoneEvent emitted, holds nothing any more
 
-  // Prefill. Tokens [0, begin) are done, [begin, end) is the epoch under way.
+  // Prefill
   std::unique_ptr<CacheLease> lease;  // moves to the choices when the prompt is done
   int64_t cached_tokens = 0;
-  int64_t begin = 0;
-  int64_t end = 0;
-  int32_t next_layer = 0;
+  PrefillCursor cursor;
   int32_t hidden_slot = -1;
   SparseState sparse_state;
+  // Layer by layer under a sparse policy: the state behind each epoch of the grid, as far as known.
+  std::vector<SparseState> border_states;
   SparseReport report;
   DensityModel density;
-  PrefillWork later_work;              // of everything from `end` on
-  bool is_long = false;                // does not fit into one slice, as predicted at admission
-  double service_us = 0;               // time spent on it, for fair turns among long prompts
+  PrefillWork work_left;               // of the cells that the cursor has not passed
+  bool is_long = false;                // all its prefill does not fit into one slice
+  double service_us = 0;               // time spent on it
+  double turn_us = 0;                  // ... on the clock of the long prompts' turns
+  int32_t turn_priority = 0;           // its own, or better: that of one who waits for it
+  std::vector<Relative> relatives;     // prompts in flight with a common beginning
+  Sequence* leader = nullptr;          // computes now what this one would have to compute next
   int64_t expected_cached_tokens = 0;  // of the prompt while it waits: what the cache had last
   int64_t n_overtaken = 0;             // admissions of others while it waited for pages
   uint64_t refused_at = 0;             // resource version of the last refusal

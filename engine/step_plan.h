@@ -37,6 +37,8 @@ struct PrefillSlice {
                                     // layer, [max_model_len, E], rows are positions
   const SparseOptions* sparse = nullptr;
   SparseState* sparse_state = nullptr;  // of the sequence; updated
+  SparseState* border_state = nullptr;  // if set, [n_layers, H]: gets the slice's layers as they
+                                        // are behind this epoch, before the next slice changes them
 };
 
 struct PageCopy {

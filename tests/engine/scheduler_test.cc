@@ -160,8 +160,8 @@ TEST_F(SchedulerTest, ShortPromptsDoNotStarveALongOne) {
     alone_us += Step();
     ASSERT_LT(alone_us, 5'000'000);
   }
-  // Every other slice is its own.
-  EXPECT_LT(long_sink->done->prefill_us, 3 * (64 * 3 * 150 + 3 * 8192 * 8192 / 2 / 500));
+  // A quarter of the time is its own.
+  EXPECT_LT(long_sink->done->prefill_us, 4.4 * (64 * 3 * 150 + 3 * 8192 * 8192 / 2 / 500));
 }
 
 TEST_F(SchedulerTest, LongPromptsAdvanceTogether) {

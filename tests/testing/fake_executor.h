@@ -6,7 +6,7 @@
 // the row is one of the last of the prompt. Every row reads every earlier page, so a wrong, stale
 // or overwritten page changes the answer; equal answers mean equal caches. The plan itself is
 // checked too: violations() lists what no correct scheduler may do. Time is virtual: a fixed cost
-// formula.
+// formula. Slot max_prefills holds a whole prompt, as a map of its epochs.
 #pragma once
 
 #include <algorithm>
@@ -121,6 +121,7 @@ class FakeExecutor : public Executor {
   // A page that is written in this step occurs once in it, except as the source of a copy, which
   // comes first.
   void CheckSharing(const StepPlan& plan) {
+    std::map<std::pair<int32_t, int64_t>, bool> seen;  // (page, sequence of a slice)
     std::unordered_map<int32_t, int> n_uses;
     for (const DecodeRow& row : plan.decode) {
       Expect(static_cast<int64_t>(row.pages.size()) == row.position / kPageTokens + 1, row.seq_id,
@@ -130,7 +131,9 @@ class FakeExecutor : public Executor {
     for (const PrefillSlice& slice : plan.prefill) {
       Expect(static_cast<int64_t>(slice.pages.size()) == CeilDiv(slice.end, kPageTokens),
              slice.seq_id, "slice with a wrong number of pages");
-      for (int32_t page : slice.pages) ++n_uses[page];
+      for (int32_t page : slice.pages) {
+        if (!std::exchange(seen[{page, slice.seq_id}], true)) ++n_uses[page];
+      }
     }
     for (const auto& [page, n] : n_uses) {
       if (page < 0 || page >= model_.n_pages) Violation("page id outside the pool");
@@ -220,7 +223,9 @@ class FakeExecutor : public Executor {
   }
 
   SliceResult Prefill(const PrefillSlice& slice) {
-    Slot& slot = slots_[slice.hidden_slot];
+    const bool by_layer = slice.hidden_slot == model_.max_prefills;
+    if (by_layer && slice.begin == 0 && slice.layer_begin == 0) whole_prompt_.clear();
+    Slot& slot = by_layer ? whole_prompt_[slice.begin] : slots_[slice.hidden_slot];
     CheckSlice(slice, slot);
     const int64_t n_rows = slice.end - slice.begin;
     slot.hidden.resize(n_rows);
@@ -246,6 +251,12 @@ class FakeExecutor : public Executor {
       }
     }
     slot.next_layer = slice.layer_end;
+    if (slice.border_state != nullptr) {
+      const int64_t n_heads = model_.shape.n_heads;
+      std::copy(slice.sparse_state->alpha.begin() + slice.layer_begin * n_heads,
+                slice.sparse_state->alpha.begin() + slice.layer_end * n_heads,
+                slice.border_state->alpha.begin() + slice.layer_begin * n_heads);
+    }
 
     SliceResult result;
     const double n_layers = slice.layer_end - slice.layer_begin;
@@ -265,6 +276,7 @@ class FakeExecutor : public Executor {
   const FakeModel model_;
   std::vector<uint64_t> kv_;  // [n_pages, n_layers, 64]
   std::vector<Slot> slots_;
+  std::map<int64_t, Slot> whole_prompt_;  // by the begin of the epoch
   std::vector<std::vector<float>> logits_;
   std::unordered_map<int64_t, int64_t> next_position_;  // of decoding sequences
   std::unordered_map<int64_t, int64_t> prefill_end_;
