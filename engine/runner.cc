@@ -61,13 +61,19 @@ MachineMemory ReadMachineMemory() {
 }
 
 absl::Status DoesNotFit(const MemoryPlan& plan, int64_t total_bytes) {
+  std::string layer_store;
+  if (plan.layer_store_bytes > 0) {
+    layer_store = fmt::format(
+        ", or prefill by epoch: the store of a whole prompt that goes layer by layer takes {:.2f} "
+        "GiB of them",
+        GiB(plan.layer_store_bytes));
+  }
   return absl::ResourceExhaustedError(fmt::format(
       "a KV cache of {:.2f} GiB does not fit: with {:.2f} GiB of weights, {:.2f} GiB of workspace "
-      "and "
-      "{:.2f} GiB of hidden states it exceeds the {:.2f} GiB of this machine; lower the KV cache "
-      "memory",
+      "and {:.2f} GiB of hidden states it exceeds the {:.2f} GiB of this machine; lower the KV "
+      "cache memory{}",
       GiB(plan.kv_pool_bytes), GiB(plan.weight_bytes), GiB(plan.workspace_bytes),
-      GiB(plan.hidden_bytes), GiB(total_bytes)));
+      GiB(plan.hidden_bytes + plan.layer_store_bytes), GiB(total_bytes), layer_store));
 }
 
 // Fills kv_pool_bytes, a whole number of pages.
@@ -87,7 +93,8 @@ absl::Status PlanKvPool(const EngineConfig& config, const KvLayout& layout, Memo
         "the KV cache is smaller than one page of this model ({} bytes); raise the KV cache memory",
         page_bytes));
   }
-  const int64_t others = plan.weight_bytes + plan.workspace_bytes + plan.hidden_bytes;
+  const int64_t others =
+      plan.weight_bytes + plan.workspace_bytes + plan.hidden_bytes + plan.layer_store_bytes;
   const int64_t left = memory.total_bytes - std::min(others, memory.total_bytes);
   plan.kv_pool_bytes =
       CheckedMul(n_pages, page_bytes).value_or(std::numeric_limits<int64_t>::max());
@@ -111,6 +118,10 @@ void LogPlan(const ModelConfig& model, const EngineConfig& config, const MemoryP
                GiB(plan.workspace_bytes), config.max_model_len);
   spdlog::info("memory  hidden states {:9.3f} GiB  {} slots of {} tokens", GiB(plan.hidden_bytes),
                config.max_prefills, config.epoch_tokens);
+  if (plan.layer_store_bytes > 0) {
+    spdlog::info("memory  layer store   {:9.3f} GiB  one prompt of {} tokens, layer by layer",
+                 GiB(plan.layer_store_bytes), config.max_model_len);
+  }
   const int64_t pool_tokens = plan.kv_pool_bytes / layout.PageBytes() * kPageTokens;
   if (pool_tokens < config.max_model_len) {
     spdlog::warn(
@@ -125,8 +136,9 @@ class Runner final : public Executor {
   struct Memory {
     Buffer kv_pool;
     Buffer workspace;
-    Buffer hidden;  // [max_prefills, epoch_tokens, E] f32
-    Buffer logits;  // [max_num_seqs + max_prefills, V] f32
+    Buffer hidden;       // [max_prefills, epoch_tokens, E] f32
+    Buffer layer_store;  // [max_model_len, E] f32 with PrefillOrder::kLayer, else empty
+    Buffer logits;       // [max_num_seqs + max_prefills + 1, V] f32
   };
 
   Runner(std::unique_ptr<Backend> backend, std::unique_ptr<const ModelConfig> model,
@@ -139,6 +151,7 @@ class Runner final : public Executor {
         layout_(layout),
         kv_pool_(std::move(memory.kv_pool)),
         hidden_(std::move(memory.hidden)),
+        layer_store_(std::move(memory.layer_store)),
         logits_(std::move(memory.logits)),
         arena_(std::move(memory.workspace)),
         transformer_(*model_, *weights_, *backend_, layout_, kv_pool_.data()) {}
@@ -161,11 +174,13 @@ class Runner final : public Executor {
  private:
   absl::Status CheckPlan(const StepPlan& plan) const {
     const int64_t n_rows = static_cast<int64_t>(plan.decode.size());
-    const int64_t n_slices = static_cast<int64_t>(plan.prefill.size());
-    if (n_rows > config_.max_num_seqs || n_slices > config_.max_prefills) {
-      return absl::InternalError(fmt::format(
-          "a step of {} decode rows and {} slices exceeds the {} and {} this runner was made for",
-          n_rows, n_slices, config_.max_num_seqs, config_.max_prefills));
+    const int64_t n_finals = std::count_if(plan.prefill.begin(), plan.prefill.end(),
+                                           [this](const auto& slice) { return IsFinal(slice); });
+    if (n_rows > config_.max_num_seqs || n_finals > config_.max_prefills + 1) {
+      return absl::InternalError(
+          fmt::format("a step of {} decode rows and {} prompts' ends exceeds "
+                      "the {} and {} this runner was made for",
+                      n_rows, n_finals, config_.max_num_seqs, config_.max_prefills + 1));
     }
     for (const PrefillSlice& s : plan.prefill) {
       LH_CHECK(0 <= s.begin && s.begin < s.end && s.end <= s.prompt_tokens);
@@ -174,7 +189,8 @@ class Runner final : public Executor {
       LH_CHECK(static_cast<int64_t>(s.pages.size()) >= CeilDiv(s.end, kPageTokens));
       LH_CHECK(0 <= s.layer_begin && s.layer_begin < s.layer_end);
       LH_CHECK(s.layer_end <= model_->shape.n_layers);
-      LH_CHECK(0 <= s.hidden_slot && s.hidden_slot < config_.max_prefills);
+      LH_CHECK(0 <= s.hidden_slot && s.hidden_slot <= config_.max_prefills);
+      LH_CHECK(s.hidden_slot < config_.max_prefills || layer_store_.n_bytes() > 0);
       LH_CHECK(s.sparse != nullptr && s.sparse_state != nullptr);
     }
     for (const DecodeRow& row : plan.decode) {
@@ -209,24 +225,40 @@ class Runner final : public Executor {
     result.decode_us = MicrosecondsSince(begin);
   }
 
+  // Its logits are the answer's beginning.
+  bool IsFinal(const PrefillSlice& slice) const {
+    return slice.end == slice.prompt_tokens && slice.layer_end == model_->shape.n_layers;
+  }
+
+  // [end - begin, E] f32, kept from slice to slice.
+  TensorView HiddenOf(const PrefillSlice& slice) {
+    const int64_t hidden_size = model_->shape.hidden_size;
+    const bool whole_prompt = slice.hidden_slot == config_.max_prefills;
+    const Buffer& buffer = whole_prompt ? layer_store_ : hidden_;
+    const int64_t first_row = whole_prompt ? slice.begin : slice.hidden_slot * config_.epoch_tokens;
+    return TensorView(static_cast<float*>(buffer.data()) + first_row * hidden_size, DType::kF32,
+                      {slice.end - slice.begin, hidden_size});
+  }
+
   SliceResult Prefill(const PrefillSlice& slice) {
     const auto begin = Clock::now();
     const ModelShape& shape = model_->shape;
-    const int64_t hidden_size = shape.hidden_size;
-    const TensorView hidden(static_cast<float*>(hidden_.data()) +
-                                slice.hidden_slot * config_.epoch_tokens * hidden_size,
-                            DType::kF32, {slice.end - slice.begin, hidden_size});
     std::vector<float>& alpha = slice.sparse_state->alpha;
     if (alpha.empty()) alpha.assign(int64_t{shape.n_layers} * shape.n_heads, slice.sparse->alpha);
 
     SliceResult result;
     TensorView logits;
-    if (slice.end == slice.prompt_tokens && slice.layer_end == shape.n_layers) {
+    if (IsFinal(slice)) {
       logits = TakeLogits(1);
       result.logits = {logits.As<float>(), static_cast<size_t>(logits.dim(1))};
     }
-    transformer_.Prefill(slice, hidden, logits, arena_, result.report);
+    transformer_.Prefill(slice, HiddenOf(slice), logits, arena_, result.report);
     backend_->Synchronize();
+    if (slice.border_state != nullptr) {
+      std::copy(alpha.begin() + int64_t{slice.layer_begin} * shape.n_heads,
+                alpha.begin() + int64_t{slice.layer_end} * shape.n_heads,
+                slice.border_state->alpha.begin() + int64_t{slice.layer_begin} * shape.n_heads);
+    }
     result.elapsed_us = MicrosecondsSince(begin);
     return result;
   }
@@ -248,6 +280,7 @@ class Runner final : public Executor {
   const KvLayout layout_;
   const Buffer kv_pool_;
   const Buffer hidden_;
+  const Buffer layer_store_;
   const Buffer logits_;
   Arena arena_;
   Transformer transformer_;
@@ -288,13 +321,17 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
 
   // Sizes first: what cannot fit is refused before gigabytes of weights were read.
   MemoryPlan sizes;
-  const int64_t n_logit_rows = config.max_num_seqs + config.max_prefills;
+  const int64_t n_logit_rows = config.max_num_seqs + config.max_prefills + 1;
   const int64_t logit_bytes = n_logit_rows * shape.vocab_size * static_cast<int64_t>(sizeof(float));
   const int64_t arena_bytes = Transformer::WorkspaceBytes(
       *model, config.epoch_tokens, config.max_model_len, config.max_num_seqs);
   sizes.workspace_bytes = arena_bytes + logit_bytes;
   sizes.hidden_bytes = config.max_prefills * config.epoch_tokens * shape.hidden_size *
                        static_cast<int64_t>(sizeof(float));
+  if (config.prefill_order == PrefillOrder::kLayer) {
+    sizes.layer_store_bytes =
+        config.max_model_len * shape.hidden_size * static_cast<int64_t>(sizeof(float));
+  }
   LH_RETURN_IF_ERROR(PlanKvPool(config, layout, sizes));
 
   LH_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(model_dir));
@@ -309,6 +346,9 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
   LH_ASSIGN_OR_RETURN(memory.kv_pool, backend->Allocate(sizes.kv_pool_bytes));
   LH_ASSIGN_OR_RETURN(memory.workspace, backend->Allocate(arena_bytes));
   LH_ASSIGN_OR_RETURN(memory.hidden, backend->Allocate(sizes.hidden_bytes));
+  if (sizes.layer_store_bytes > 0) {
+    LH_ASSIGN_OR_RETURN(memory.layer_store, backend->Allocate(sizes.layer_store_bytes));
+  }
   LH_ASSIGN_OR_RETURN(memory.logits, backend->Allocate(logit_bytes));
   LogPlan(*model, config, sizes, layout, backend->Description());
   if (plan != nullptr) *plan = sizes;

@@ -17,12 +17,14 @@ struct MemoryPlan {
   int64_t workspace_bytes =
       0;                     // arena at its largest step; linear in max_model_len, never quadratic
   int64_t hidden_bytes = 0;  // paused epochs
+  int64_t layer_store_bytes = 0;  // one whole prompt's hidden state, with PrefillOrder::kLayer
 };
 
 // Loads a Hugging Face folder (config.json, *.safetensors). Reports load progress to the log.
 // Errors: NotFound / InvalidArgument naming file, tensor and field; ResourceExhausted when the KV
-// pool does not fit into memory (with the numbers); Unimplemented for an architecture that is not
-// supported. `config` is completed: max_model_len 0 becomes the model's, model_digest is filled.
+// pool or the layer store does not fit into memory (with the numbers); Unimplemented for an
+// architecture that is not supported. `config` is completed: max_model_len 0 becomes the model's,
+// model_digest is filled.
 absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_dir,
                                                      std::unique_ptr<Backend> backend,
                                                      EngineConfig& config, MemoryPlan* plan);
