@@ -315,6 +315,8 @@ absl::StatusOr<EngineConfig> ServerConfig::ToEngineConfig() const {
   engine.kv_dtype = kv_cache_dtype == "bfloat16" ? DType::kBF16 : DType::kF32;
   engine.epoch_tokens = epoch_tokens;
   engine.slice_us = static_cast<int64_t>(slice_ms * 1000);
+  if (prefill_order == "epoch") engine.prefill_order = PrefillOrder::kEpoch;
+  if (prefill_order == "layer") engine.prefill_order = PrefillOrder::kLayer;
   engine.max_num_seqs = max_num_seqs;
   engine.max_prefills = max_prefills;
   engine.max_num_queued_reqs = max_num_queued_reqs;

@@ -35,6 +35,7 @@ struct ServerConfig {
   double retry_keep_share = 0.5;
   int64_t epoch_tokens = 4096;
   double slice_ms = 250;
+  std::string prefill_order = "auto";
   std::string sparse_mode = "auto";
   double sparse_alpha = 0.95;
   int64_t sparse_sink = 64;
