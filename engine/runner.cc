@@ -107,7 +107,7 @@ void LogPlan(const ModelConfig& model, const EngineConfig& config, const MemoryP
   spdlog::info(
       "model   {}: {} layers, {} heads ({} kv) of {}, hidden {}, vocabulary {}, {:.1f} M "
       "parameters",
-      model.architecture, s.n_layers, s.n_heads, s.n_kv_heads, s.head_dim, s.hidden_size,
+      model.family->name, s.n_layers, s.n_heads, s.n_kv_heads, s.head_dim, s.hidden_size,
       s.vocab_size, static_cast<double>(s.n_parameters) / 1e6);
   spdlog::info("backend {}", backend);
   spdlog::info("memory  weights       {:9.3f} GiB", GiB(plan.weight_bytes));
@@ -287,21 +287,29 @@ class Runner final : public Executor {
   int64_t n_logits_used_ = 0;
 };
 
-absl::Status CompleteMaxModelLen(const ModelShape& shape, EngineConfig& config) {
+// The frequencies of a rope type that depends on the length are those of max_model_len.
+absl::Status CompleteMaxModelLen(ModelConfig& model, EngineConfig& config) {
+  const ModelShape& shape = model.shape;
   if (config.max_model_len > shape.max_positions) {
     return absl::InvalidArgumentError(
-        fmt::format("max_model_len {} exceeds the {} positions this model was made for "
-                    "(max_position_embeddings)",
+        fmt::format("max_model_len {} exceeds the {} positions that config.json of this model "
+                    "allows (max_position_embeddings and the rope scaling)",
                     config.max_model_len, shape.max_positions));
   }
-  if (config.max_model_len == 0) config.max_model_len = shape.max_positions;
+  if (config.max_model_len == 0) config.max_model_len = model.default_context_tokens;
+  model.rope.context_tokens = config.max_model_len;
   return absl::OkStatus();
 }
 
-// Of the weights, and of config.json as it is: any change of the architecture changes the KV.
-absl::StatusOr<uint64_t> ModelDigest(const std::string& model_dir, const Checkpoint& checkpoint) {
+// Of the weights, of config.json as it is, and of the rotation it resolved to: any change changes
+// the KV.
+absl::StatusOr<uint64_t> ModelDigest(const std::string& model_dir, const Checkpoint& checkpoint,
+                                     const RopeConfig& rope) {
   LH_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(model_dir + "/config.json"));
-  return XXH3_64bits_withSeed(file.bytes().data(), file.bytes().size(), checkpoint.Digest());
+  const uint64_t digest =
+      XXH3_64bits_withSeed(file.bytes().data(), file.bytes().size(), checkpoint.Digest());
+  const std::vector<double> frequencies = InverseFrequencies(rope);
+  return XXH3_64bits_withSeed(frequencies.data(), frequencies.size() * sizeof(double), digest);
 }
 
 }  // namespace
@@ -313,7 +321,7 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
   LH_ASSIGN_OR_RETURN(ModelConfig parsed, LoadModelConfig(model_dir));
   auto model = std::make_unique<ModelConfig>(std::move(parsed));
   ModelShape& shape = model->shape;
-  LH_RETURN_IF_ERROR(CompleteMaxModelLen(shape, config));
+  LH_RETURN_IF_ERROR(CompleteMaxModelLen(*model, config));
   const KvLayout layout{.n_layers = shape.n_layers,
                         .n_kv_heads = shape.n_kv_heads,
                         .head_dim = shape.head_dim,
@@ -335,7 +343,7 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
   LH_RETURN_IF_ERROR(PlanKvPool(config, layout, sizes));
 
   LH_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(model_dir));
-  LH_ASSIGN_OR_RETURN(config.model_digest, ModelDigest(model_dir, checkpoint));
+  LH_ASSIGN_OR_RETURN(config.model_digest, ModelDigest(model_dir, checkpoint, model->rope));
   LH_ASSIGN_OR_RETURN(ModelWeights loaded, LoadWeights(checkpoint, *model, *backend));
   auto weights = std::make_unique<ModelWeights>(std::move(loaded));
   shape.n_parameters = weights->n_parameters;

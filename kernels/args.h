@@ -6,6 +6,7 @@
 //   H  query heads   KH  key/value heads         G  = H / KH query heads that share one kv head
 //   D  head_dim                                  V  vocabulary size
 //   R  sampled rows of an epoch (voting rows first, then audit rows)
+//   P  rotated pairs of a head: D / 2, or fewer where a model rotates part of each head
 // Query head h reads kv head h / G. Activations are f32 on the CPU backends. "any" = f32, bf16, f16.
 //
 // Query row t of a prefill call stands at token position q_begin + t and sees keys [0, q_begin + t].
@@ -26,11 +27,12 @@ struct EmbedArgs {
   TensorView out;                      // [T, E] f32, written
 };
 
+// Over the last dimension: of whole rows, or of each head of a row. Rows may be strided.
 struct RmsNormArgs {
-  TensorView x;       // [T, E] f32
-  TensorView weight;  // [E] f32
+  TensorView x;       // [T, E] or [T, H, D] f32
+  TensorView weight;  // [E] or [D] f32
   float eps = 1e-5f;
-  TensorView out;     // [T, E] f32, written; may alias x
+  TensorView out;     // as x, written; may alias x
 };
 
 // y = x W^T + bias, or y += x W^T + bias.
@@ -51,17 +53,20 @@ struct SwiGluArgs {
 // cos and sin of position * inv_freq, computed in f64: exact enough beyond a million tokens.
 struct RopeTableArgs {
   const int64_t* positions = nullptr;  // [T]
-  const double* inv_freq = nullptr;    // [D / 2] radians per token, RoPE scaling already applied
-  TensorView cos_sin;                  // [T, D / 2, 2] f32, written: (cos, sin)
+  const double* inv_freq = nullptr;    // [P] radians per token, RoPE scaling already applied
+  double scale = 1.0;                  // of cos and sin (the attention factor of YaRN and LongRoPE)
+  TensorView cos_sin;                  // [T, P, 2] f32, written: (cos, sin)
 };
 
-// Rotates q and k (half-split form of Hugging Face Llama: element i pairs with i + D / 2) and
-// writes k and v into the pages. Row t belongs to sequence t / rows_per_kv.
+// Rotates q and k (half-split form of Hugging Face Llama: element i pairs with i + P, for i < P) and
+// writes k and v into the pages. Elements from 2 P on stay as they are. Checkpoints that pair
+// neighbours (2 i with 2 i + 1) are reordered when they are loaded, so there is one rotation here.
+// Row t belongs to sequence t / rows_per_kv.
 struct RopeKvWriteArgs {
   TensorView q;                        // [T, H, D] f32, rotated in place; rows may be strided
   TensorView k;                        // [T, KH, D] f32, rotated in place
   TensorView v;                        // [T, KH, D] f32
-  TensorView cos_sin;                  // [T, D / 2, 2] f32
+  TensorView cos_sin;                  // [T, P, 2] f32, P <= D / 2
   const int64_t* positions = nullptr;  // [T]
   const KvView* kvs = nullptr;         // [T / rows_per_kv]
   int64_t rows_per_kv = 0;             // T for a prefill slice, 1 for decode rows

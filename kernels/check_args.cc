@@ -63,6 +63,13 @@ void CheckArgs(const EmbedArgs& args) {
 }
 
 void CheckArgs(const RmsNormArgs& args) {
+  if (args.x.rank() == 3) {
+    const int64_t n_heads = args.x.dim(1);
+    LH_CHECK(IsHeads(args.x, args.x.dim(0), n_heads, args.x.dim(2)));
+    LH_CHECK(IsHeads(args.out, args.x.dim(0), n_heads, args.x.dim(2)));
+    LH_CHECK(IsF32(args.weight, {args.x.dim(2)}));
+    return;
+  }
   LH_CHECK(args.x.rank() == 2);
   LH_CHECK(IsF32(args.x, {args.x.dim(0), args.x.dim(1)}));
   LH_CHECK(IsF32(args.out, {args.x.dim(0), args.x.dim(1)}));
@@ -98,7 +105,8 @@ void CheckArgs(const RopeKvWriteArgs& args) {
   LH_CHECK(IsHeads(args.q, n_tokens, args.q.dim(1), kv.head_dim));
   LH_CHECK(IsHeads(args.k, n_tokens, kv.n_kv_heads, kv.head_dim));
   LH_CHECK(IsHeads(args.v, n_tokens, kv.n_kv_heads, kv.head_dim));
-  LH_CHECK(IsF32(args.cos_sin, {n_tokens, kv.head_dim / 2, 2}));
+  LH_CHECK(args.cos_sin.rank() == 3 && 2 * args.cos_sin.dim(1) <= kv.head_dim);
+  LH_CHECK(IsF32(args.cos_sin, {n_tokens, args.cos_sin.dim(1), 2}));
 }
 
 void CheckArgs(const AttendDenseArgs& args) {

@@ -7,38 +7,25 @@
 #include <string>
 #include <vector>
 
+#include "engine/model/architecture.h"
+#include "engine/model/rope.h"
 #include "engine/step_plan.h"
 #include "kernels/base/status.h"
 
 namespace longhaul {
 
-enum class RopeKind : uint8_t {
-  kDefault,
-  kLinear,  // every frequency divided by `factor`
-  kLlama3,  // low frequencies divided by `factor`, high ones kept, a ramp between (Llama 3.1)
-};
-
-struct RopeConfig {
-  RopeKind kind = RopeKind::kDefault;
-  double theta = 10000.0;
-  double factor = 1.0;
-  double low_freq_factor = 1.0;           // kLlama3
-  double high_freq_factor = 4.0;          // kLlama3
-  int64_t original_max_positions = 8192;  // kLlama3
-};
-
 struct ModelConfig {
-  std::string architecture;  // "LlamaForCausalLM"
-  ModelShape shape;          // n_parameters is filled by the weights
+  const Architecture* family = nullptr;  // a row of the table
+  ModelShape shape;                      // n_parameters is filled by the weights
+  int64_t default_context_tokens = 0;    // context where the user asks for none; at most
+                                         // shape.max_positions
   int32_t intermediate_size = 0;
   float rms_norm_eps = 1e-5f;
   RopeConfig rope;
+  std::vector<int64_t> windows;  // [n_layers] a row sees its last so many keys; 0 = all of them
   bool tie_word_embeddings = false;
   bool qkv_bias = false;
   bool o_bias = false;
-
-  // [head_dim / 2] radians per token, scaling applied.
-  std::vector<double> InverseFrequencies() const;
 };
 
 // `file_name` only appears in errors. InvalidArgument names the field, its value and what is

@@ -10,10 +10,10 @@ namespace {
 // Activations of one forward pass, cut out of the arena in stack order. The same code counts and
 // allocates.
 struct BatchScratch {
-  BatchScratch(const ModelShape& shape, int64_t n_rows, Arena& arena)
-      : cos_sin(arena.Allocate(DType::kF32, {n_rows, shape.head_dim / 2, 2})),
-        normed(arena.Allocate(DType::kF32, {n_rows, shape.hidden_size})) {}
-  TensorView cos_sin;  // [T, D / 2, 2] f32
+  BatchScratch(const ModelConfig& config, int64_t n_rows, Arena& arena)
+      : cos_sin(arena.Allocate(DType::kF32, {n_rows, config.rope.n_pairs, 2})),
+        normed(arena.Allocate(DType::kF32, {n_rows, config.shape.hidden_size})) {}
+  TensorView cos_sin;  // [T, P, 2] f32
   TensorView normed;   // [T, E] f32
 };
 
@@ -60,17 +60,19 @@ Transformer::Transformer(const ModelConfig& config, const ModelWeights& weights,
       backend_(backend),
       layout_(layout),
       kv_pool_(kv_pool),
-      inv_freq_(config.InverseFrequencies()) {}
+      inv_freq_(InverseFrequencies(config.rope)) {}
 
 void Transformer::Forward(const Batch& batch, TensorView x, TensorView logits, Arena& arena) {
   const ModelShape& shape = config_.shape;
   const float eps = config_.rms_norm_eps;
   const int64_t n_rows = x.dim(0);
   ArenaScope batch_scope(arena);
-  const BatchScratch s(shape, n_rows, arena);
+  const BatchScratch s(config_, n_rows, arena);
 
-  backend_.RopeTable(
-      {.positions = batch.positions, .inv_freq = inv_freq_.data(), .cos_sin = s.cos_sin});
+  backend_.RopeTable({.positions = batch.positions,
+                      .inv_freq = inv_freq_.data(),
+                      .scale = config_.rope.attention_factor,
+                      .cos_sin = s.cos_sin});
   if (batch.layer_begin == 0) {
     backend_.Embed({.token_ids = batch.token_ids, .table = weights_.embedding, .out = x});
   }
@@ -83,6 +85,10 @@ void Transformer::Forward(const Batch& batch, TensorView x, TensorView logits, A
       ArenaScope attention_scope(arena);
       const AttentionScratch a(shape, n_rows, arena);
       backend_.Linear({.x = s.normed, .weight = w.qkv.get(), .bias = w.qkv_bias, .y = a.qkv});
+      if (!w.q_norm.empty()) {
+        backend_.RmsNorm({.x = a.q(), .weight = w.q_norm, .eps = eps, .out = a.q()});
+        backend_.RmsNorm({.x = a.k(), .weight = w.k_norm, .eps = eps, .out = a.k()});
+      }
       backend_.RopeKvWrite({.q = a.q(),
                             .k = a.k(),
                             .v = a.v(),
@@ -186,7 +192,7 @@ int64_t Transformer::WorkspaceBytes(const ModelConfig& config, int64_t epoch_tok
     arena.Allocate(DType::kF32, {n_rows, shape.hidden_size});
     arena.Allocate(DType::kI32, {n_rows});
     AllocatePositions(n_rows, arena);
-    BatchScratch batch(shape, n_rows, arena);
+    BatchScratch batch(config, n_rows, arena);
     {
       ArenaScope attention_scope(arena);
       AttentionScratch attention(shape, n_rows, arena);

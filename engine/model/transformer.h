@@ -61,7 +61,7 @@ class Transformer {
   Backend& backend_;
   const KvLayout layout_;
   void* const kv_pool_;
-  const std::vector<double> inv_freq_;  // [D / 2]
+  const std::vector<double> inv_freq_;  // [P]
   std::vector<KvView> kvs_;             // sequences of the batch, at the layer being computed
 };
 

@@ -1,267 +1,207 @@
 #include "engine/model/weights.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 
-#include <cstring>
-#include <optional>
-#include <set>
 #include <string>
 #include <utility>
+
+#include "engine/model/weight_loader.h"
 
 namespace longhaul {
 namespace {
 
 constexpr int64_t kLogFromBytes = int64_t{1} << 30;  // smaller checkpoints load in a moment
 
-std::optional<DType> WeightDType(std::string_view name) {
-  if (name == "F32") return DType::kF32;
-  if (name == "BF16") return DType::kBF16;
-  if (name == "F16") return DType::kF16;
-  return std::nullopt;
+// Rows of the fused projection: which stored row each of ours is. Empty where the checkpoint has
+// our order: q heads, k heads, v heads; rotated pairs as halves.
+std::vector<int64_t> QkvRowOrder(const ModelConfig& config) {
+  const Architecture& family = *config.family;
+  const bool by_group = family.qkv_order == QkvOrder::kByGroup;
+  const bool neighbours = family.rope_pairing == RopePairing::kNeighbours;
+  if (!by_group && !neighbours) return {};
+
+  const ModelShape& shape = config.shape;
+  const int64_t group = shape.n_heads / shape.n_kv_heads;
+  const auto stored_head = [&](int64_t head) {
+    if (!by_group) return head;
+    if (head < shape.n_heads) return head / group * (group + 2) + head % group;
+    const int64_t kv_head = (head - shape.n_heads) % shape.n_kv_heads;
+    const bool is_value = head >= shape.n_heads + shape.n_kv_heads;
+    return kv_head * (group + 2) + group + (is_value ? 1 : 0);
+  };
+  const int64_t n_pairs = config.rope.n_pairs;
+  const auto stored_element = [&](int64_t i) {
+    if (i >= 2 * n_pairs) return i;
+    return i < n_pairs ? 2 * i : 2 * (i - n_pairs) + 1;
+  };
+  std::vector<int64_t> order;
+  for (int64_t head = 0; head < shape.n_heads + 2 * shape.n_kv_heads; ++head) {
+    const bool rotated = neighbours && head < shape.n_heads + shape.n_kv_heads;
+    for (int64_t i = 0; i < shape.head_dim; ++i) {
+      order.push_back(stored_head(head) * shape.head_dim + (rotated ? stored_element(i) : i));
+    }
+  }
+  return order;
 }
 
-// Tensors that old exports carry although they are no parameters of the architecture.
-bool MayBeIgnored(std::string_view name, const ModelConfig& config) {
-  return name.ends_with(".rotary_emb.inv_freq") ||
-         (config.tie_word_embeddings && name == "lm_head.weight");
-}
-
-// Copies tensors out of a checkpoint into backend memory.
-class WeightLoader {
+// The tensors of one model: which are there, and how they become ModelWeights.
+class ModelReader {
  public:
-  WeightLoader(const Checkpoint& checkpoint, const ModelConfig& config, Backend& backend)
-      : checkpoint_(checkpoint), config_(config), backend_(backend) {}
+  ModelReader(const Checkpoint& checkpoint, const ModelConfig& config, Backend& backend)
+      : config_(config),
+        names_(*config.family->tensor_names),
+        qkv_order_(QkvRowOrder(config)),
+        loader_(checkpoint, backend) {}
 
-  // Declares a tensor; every later use is of a declared one, so lookups cannot fail.
-  absl::Status Expect(const std::string& name, std::vector<int64_t> shape) {
-    const auto it = checkpoint_.tensors().find(name);
-    if (it == checkpoint_.tensors().end()) {
-      return absl::InvalidArgumentError(
-          fmt::format("the checkpoint has no tensor '{}' (shape [{}]), which {} needs", name,
-                      fmt::join(shape, ", "), config_.architecture));
+  absl::Status ExpectAll() {
+    const ModelShape& shape = config_.shape;
+    const int64_t e = shape.hidden_size;
+    LH_RETURN_IF_ERROR(loader_.Expect(std::string(names_.embedding), {shape.vocab_size, e}));
+    for (int32_t layer = 0; layer < shape.n_layers; ++layer) {
+      LH_RETURN_IF_ERROR(ExpectAttention(layer));
+      LH_RETURN_IF_ERROR(ExpectFeedForward(layer));
     }
-    const StoredTensor& tensor = it->second;
-    if (tensor.shape != shape) {
-      return absl::InvalidArgumentError(
-          fmt::format("tensor '{}' has shape [{}], config.json asks for [{}]", name,
-                      fmt::join(tensor.shape, ", "), fmt::join(shape, ", ")));
+    LH_RETURN_IF_ERROR(loader_.Expect(std::string(names_.final_norm), {e}));
+    if (config_.tie_word_embeddings) {
+      loader_.Ignore(std::string(names_.lm_head));
+    } else {
+      LH_RETURN_IF_ERROR(loader_.Expect(std::string(names_.lm_head), {shape.vocab_size, e}));
     }
-    if (!WeightDType(tensor.dtype)) {
-      return absl::InvalidArgumentError(fmt::format(
-          "tensor '{}' is of type {}; weights must be F32, BF16 or F16", name, tensor.dtype));
-    }
-    expected_.insert(name);
-    return absl::OkStatus();
+    IgnoreFrequencies();
+    return loader_.CheckNothingElse();
   }
 
-  absl::Status CheckNothingElse() const {
-    for (const auto& [name, tensor] : checkpoint_.tensors()) {
-      if (!expected_.contains(name) && !MayBeIgnored(name, config_)) {
-        return absl::InvalidArgumentError(
-            fmt::format("tensor '{}' (shape [{}]) is no part of {} as config.json describes it",
-                        name, fmt::join(tensor.shape, ", "), config_.architecture));
+  absl::StatusOr<ModelWeights> Load() {
+    const int32_t n_layers = config_.shape.n_layers;
+    ModelWeights weights;
+    weights.n_parameters = loader_.ExpectedParameters();
+    const bool large = weights.n_parameters * 2 >= kLogFromBytes;
+    LH_ASSIGN_OR_RETURN(weights.embedding, loader_.Matrix(std::string(names_.embedding)));
+    for (int32_t layer = 0; layer < n_layers; ++layer) {
+      LayerWeights layer_weights;
+      LH_RETURN_IF_ERROR(LoadAttention(layer, layer_weights));
+      LH_RETURN_IF_ERROR(LoadFeedForward(layer, layer_weights));
+      weights.layers.push_back(std::move(layer_weights));
+      if (large && (layer + 1) % 8 == 0) {
+        spdlog::info("loading weights: {} of {} layers, {:.1f} GiB", layer + 1, n_layers,
+                     static_cast<double>(loader_.n_bytes()) / (1 << 30));
       }
     }
-    return absl::OkStatus();
+    LH_ASSIGN_OR_RETURN(weights.final_norm, loader_.VectorF32({std::string(names_.final_norm)}));
+    const bool tied = config_.tie_word_embeddings;
+    LH_ASSIGN_OR_RETURN(weights.lm_head,
+                        loader_.Linear({std::string(tied ? names_.embedding : names_.lm_head)}));
+    weights.n_bytes = loader_.n_bytes();
+    weights.buffers = loader_.TakeBuffers();
+    return weights;
   }
-
-  int64_t ExpectedParameters() const {
-    int64_t n = 0;
-    for (const std::string& name : expected_) {
-      const StoredTensor& tensor = Stored(name);
-      n += static_cast<int64_t>(tensor.data.size() / DTypeBytes(*WeightDType(tensor.dtype)));
-    }
-    return n;
-  }
-
-  // Matrices with the same number of columns, one below the other.
-  absl::StatusOr<std::unique_ptr<LinearWeight>> Linear(const std::vector<std::string>& names) {
-    LH_ASSIGN_OR_RETURN(const TensorView matrix, Stage(names));
-    LH_ASSIGN_OR_RETURN(std::unique_ptr<LinearWeight> weight, backend_.PrepareLinear(matrix));
-    n_bytes_ += weight->n_bytes;
-    return weight;
-  }
-
-  // Vectors, one after the other, as f32.
-  absl::StatusOr<TensorView> VectorF32(const std::vector<std::string>& names) {
-    int64_t n = 0;
-    for (const std::string& name : names) n += Stored(name).shape[0];
-    LH_ASSIGN_OR_RETURN(std::byte * data, Keep(n * static_cast<int64_t>(sizeof(float))));
-    float* out = reinterpret_cast<float*>(data);
-    for (const std::string& name : names) {
-      const StoredTensor& tensor = Stored(name);
-      CopyAsF32(tensor, out);
-      out += tensor.shape[0];
-    }
-    return TensorView(data, DType::kF32, {n});
-  }
-
-  // A matrix in its own dtype.
-  absl::StatusOr<TensorView> Matrix(const std::string& name) {
-    const StoredTensor& tensor = Stored(name);
-    LH_ASSIGN_OR_RETURN(std::byte * data, Keep(static_cast<int64_t>(tensor.data.size())));
-    std::memcpy(data, tensor.data.data(), tensor.data.size());
-    return TensorView(data, *WeightDType(tensor.dtype), {tensor.shape[0], tensor.shape[1]});
-  }
-
-  int64_t n_bytes() const { return n_bytes_; }
-  std::vector<Buffer> TakeBuffers() { return std::move(buffers_); }
 
  private:
-  const StoredTensor& Stored(const std::string& name) const {
-    LH_CHECK(expected_.contains(name));
-    return checkpoint_.tensors().find(name)->second;
+  std::string Name(int32_t layer, std::string_view tensor, std::string_view suffix = "") const {
+    return fmt::format("{}{}.{}{}", names_.layer_prefix, layer, tensor, suffix);
   }
 
-  absl::StatusOr<std::byte*> Keep(int64_t n_bytes) {
-    LH_ASSIGN_OR_RETURN(Buffer buffer, backend_.Allocate(n_bytes));
-    n_bytes_ += n_bytes;
-    buffers_.push_back(std::move(buffer));
-    return static_cast<std::byte*>(buffers_.back().data());
+  // Names of the q, k and v projections, or the one of all three.
+  std::vector<std::string> Qkv(int32_t layer, std::string_view suffix) const {
+    if (!names_.qkv.empty()) return {Name(layer, names_.qkv, suffix)};
+    return {Name(layer, names_.q, suffix), Name(layer, names_.k, suffix),
+            Name(layer, names_.v, suffix)};
+  }
+  std::vector<std::string> GateUp(int32_t layer) const {
+    if (!names_.gate_up.empty()) return {Name(layer, names_.gate_up)};
+    return {Name(layer, names_.gate), Name(layer, names_.up)};
   }
 
-  static void CopyAsF32(const StoredTensor& tensor, float* out) {
-    const int64_t n = tensor.shape[0];
-    const std::byte* data = tensor.data.data();
-    if (tensor.dtype == "F32") {
-      std::memcpy(out, data, n * sizeof(float));
-      return;
+  // Expects rows, each part in a tensor of its own or all of them in one; n_columns 0: vectors.
+  absl::Status ExpectRows(const std::vector<std::string>& names, std::vector<int64_t> rows,
+                          int64_t n_columns) {
+    if (names.size() == 1) {
+      int64_t total = 0;
+      for (int64_t n : rows) total += n;
+      rows = {total};
     }
-    for (int64_t i = 0; i < n; ++i) {
-      uint16_t bits;
-      std::memcpy(&bits, data + i * sizeof(bits), sizeof(bits));
-      out[i] = tensor.dtype == "BF16" ? ToF32(BF16{bits}) : ToF32(F16{bits});
+    for (size_t i = 0; i < names.size(); ++i) {
+      std::vector<int64_t> shape = {rows[i]};
+      if (n_columns > 0) shape.push_back(n_columns);
+      LH_RETURN_IF_ERROR(loader_.Expect(names[i], std::move(shape)));
     }
+    return absl::OkStatus();
   }
 
-  // One aligned matrix of the named ones. A single aligned tensor is used where it is mapped.
-  absl::StatusOr<TensorView> Stage(const std::vector<std::string>& names) {
-    const StoredTensor& first = Stored(names[0]);
-    const DType dtype = *WeightDType(first.dtype);
-    int64_t n_rows = 0;
-    size_t n_bytes = 0;
-    for (const std::string& name : names) {
-      const StoredTensor& tensor = Stored(name);
-      if (tensor.dtype != first.dtype) {
-        return absl::InvalidArgumentError(
-            fmt::format("tensor '{}' is {} but '{}' is {}; projections that are fused must agree",
-                        names[0], first.dtype, name, tensor.dtype));
-      }
-      n_rows += tensor.shape[0];
-      n_bytes += tensor.data.size();
+  absl::Status ExpectAttention(int32_t layer) {
+    const ModelShape& shape = config_.shape;
+    const int64_t e = shape.hidden_size;
+    const int64_t q_rows = int64_t{shape.n_heads} * shape.head_dim;
+    const int64_t kv_rows = int64_t{shape.n_kv_heads} * shape.head_dim;
+    LH_RETURN_IF_ERROR(loader_.Expect(Name(layer, names_.input_norm), {e}));
+    LH_RETURN_IF_ERROR(ExpectRows(Qkv(layer, ".weight"), {q_rows, kv_rows, kv_rows}, e));
+    if (config_.qkv_bias) {
+      LH_RETURN_IF_ERROR(ExpectRows(Qkv(layer, ".bias"), {q_rows, kv_rows, kv_rows}, 0));
     }
-    std::byte* data = const_cast<std::byte*>(first.data.data());
-    const bool aligned = reinterpret_cast<uintptr_t>(data) % DTypeBytes(dtype) == 0;
-    if (names.size() > 1 || !aligned) {
-      if (staging_.n_bytes() < n_bytes) {
-        LH_ASSIGN_OR_RETURN(staging_, backend_.Allocate(static_cast<int64_t>(n_bytes)));
-      }
-      data = static_cast<std::byte*>(staging_.data());
-      std::byte* out = data;
-      for (const std::string& name : names) {
-        const std::span<const std::byte> part = Stored(name).data;
-        std::memcpy(out, part.data(), part.size());
-        out += part.size();
-      }
+    if (config_.family->qk_norm) {
+      LH_RETURN_IF_ERROR(loader_.Expect(Name(layer, names_.q_norm), {shape.head_dim}));
+      LH_RETURN_IF_ERROR(loader_.Expect(Name(layer, names_.k_norm), {shape.head_dim}));
     }
-    return TensorView(data, dtype, {n_rows, first.shape[1]});
+    LH_RETURN_IF_ERROR(loader_.Expect(Name(layer, names_.o, ".weight"), {e, q_rows}));
+    if (!config_.o_bias) return absl::OkStatus();
+    return loader_.Expect(Name(layer, names_.o, ".bias"), {e});
   }
 
-  const Checkpoint& checkpoint_;
+  absl::Status ExpectFeedForward(int32_t layer) {
+    const int64_t e = config_.shape.hidden_size;
+    const int64_t f = config_.intermediate_size;
+    LH_RETURN_IF_ERROR(loader_.Expect(Name(layer, names_.post_norm), {e}));
+    LH_RETURN_IF_ERROR(ExpectRows(GateUp(layer), {f, f}, e));
+    return loader_.Expect(Name(layer, names_.down), {e, f});
+  }
+
+  // Old exports carry the rotary frequencies, which follow from config.json.
+  void IgnoreFrequencies() {
+    for (int32_t layer = 0; layer < config_.shape.n_layers; ++layer) {
+      loader_.Ignore(Name(layer, "self_attn.rotary_emb.inv_freq"));
+      loader_.Ignore(Name(layer, "attention.rotary_emb.inv_freq"));
+    }
+    loader_.Ignore("transformer.rotary_pos_emb.inv_freq");
+  }
+
+  absl::Status LoadAttention(int32_t layer, LayerWeights& weights) {
+    LH_ASSIGN_OR_RETURN(weights.input_norm, loader_.VectorF32({Name(layer, names_.input_norm)}));
+    LH_ASSIGN_OR_RETURN(weights.qkv, loader_.Linear(Qkv(layer, ".weight"), qkv_order_));
+    if (config_.qkv_bias) {
+      LH_ASSIGN_OR_RETURN(weights.qkv_bias, loader_.VectorF32(Qkv(layer, ".bias"), qkv_order_));
+    }
+    if (config_.family->qk_norm) {
+      LH_ASSIGN_OR_RETURN(weights.q_norm, loader_.VectorF32({Name(layer, names_.q_norm)}));
+      LH_ASSIGN_OR_RETURN(weights.k_norm, loader_.VectorF32({Name(layer, names_.k_norm)}));
+    }
+    LH_ASSIGN_OR_RETURN(weights.o, loader_.Linear({Name(layer, names_.o, ".weight")}));
+    if (config_.o_bias) {
+      LH_ASSIGN_OR_RETURN(weights.o_bias, loader_.VectorF32({Name(layer, names_.o, ".bias")}));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status LoadFeedForward(int32_t layer, LayerWeights& weights) {
+    LH_ASSIGN_OR_RETURN(weights.post_norm, loader_.VectorF32({Name(layer, names_.post_norm)}));
+    LH_ASSIGN_OR_RETURN(weights.gate_up, loader_.Linear(GateUp(layer)));
+    LH_ASSIGN_OR_RETURN(weights.down, loader_.Linear({Name(layer, names_.down)}));
+    return absl::OkStatus();
+  }
+
   const ModelConfig& config_;
-  Backend& backend_;
-  std::set<std::string, std::less<>> expected_;
-  Buffer staging_;
-  std::vector<Buffer> buffers_;
-  int64_t n_bytes_ = 0;
+  const TensorNames& names_;
+  const std::vector<int64_t> qkv_order_;
+  WeightLoader loader_;
 };
-
-std::string LayerPrefix(int32_t layer) { return fmt::format("model.layers.{}.", layer); }
-
-absl::Status ExpectAll(const ModelConfig& config, WeightLoader& loader) {
-  const ModelShape& shape = config.shape;
-  const int64_t e = shape.hidden_size;
-  const int64_t f = config.intermediate_size;
-  const int64_t q_rows = int64_t{shape.n_heads} * shape.head_dim;
-  const int64_t kv_rows = int64_t{shape.n_kv_heads} * shape.head_dim;
-  LH_RETURN_IF_ERROR(loader.Expect("model.embed_tokens.weight", {shape.vocab_size, e}));
-  for (int32_t layer = 0; layer < shape.n_layers; ++layer) {
-    const std::string p = LayerPrefix(layer);
-    LH_RETURN_IF_ERROR(loader.Expect(p + "input_layernorm.weight", {e}));
-    LH_RETURN_IF_ERROR(loader.Expect(p + "self_attn.q_proj.weight", {q_rows, e}));
-    LH_RETURN_IF_ERROR(loader.Expect(p + "self_attn.k_proj.weight", {kv_rows, e}));
-    LH_RETURN_IF_ERROR(loader.Expect(p + "self_attn.v_proj.weight", {kv_rows, e}));
-    if (config.qkv_bias) {
-      LH_RETURN_IF_ERROR(loader.Expect(p + "self_attn.q_proj.bias", {q_rows}));
-      LH_RETURN_IF_ERROR(loader.Expect(p + "self_attn.k_proj.bias", {kv_rows}));
-      LH_RETURN_IF_ERROR(loader.Expect(p + "self_attn.v_proj.bias", {kv_rows}));
-    }
-    LH_RETURN_IF_ERROR(loader.Expect(p + "self_attn.o_proj.weight", {e, q_rows}));
-    if (config.o_bias) LH_RETURN_IF_ERROR(loader.Expect(p + "self_attn.o_proj.bias", {e}));
-    LH_RETURN_IF_ERROR(loader.Expect(p + "post_attention_layernorm.weight", {e}));
-    LH_RETURN_IF_ERROR(loader.Expect(p + "mlp.gate_proj.weight", {f, e}));
-    LH_RETURN_IF_ERROR(loader.Expect(p + "mlp.up_proj.weight", {f, e}));
-    LH_RETURN_IF_ERROR(loader.Expect(p + "mlp.down_proj.weight", {e, f}));
-  }
-  LH_RETURN_IF_ERROR(loader.Expect("model.norm.weight", {e}));
-  if (!config.tie_word_embeddings) {
-    LH_RETURN_IF_ERROR(loader.Expect("lm_head.weight", {shape.vocab_size, e}));
-  }
-  return loader.CheckNothingElse();
-}
-
-absl::StatusOr<LayerWeights> LoadLayer(const ModelConfig& config, int32_t layer,
-                                       WeightLoader& loader) {
-  const std::string p = LayerPrefix(layer);
-  const std::string attn = p + "self_attn.";
-  LayerWeights weights;
-  LH_ASSIGN_OR_RETURN(weights.input_norm, loader.VectorF32({p + "input_layernorm.weight"}));
-  LH_ASSIGN_OR_RETURN(weights.qkv, loader.Linear({attn + "q_proj.weight", attn + "k_proj.weight",
-                                                  attn + "v_proj.weight"}));
-  if (config.qkv_bias) {
-    LH_ASSIGN_OR_RETURN(
-        weights.qkv_bias,
-        loader.VectorF32({attn + "q_proj.bias", attn + "k_proj.bias", attn + "v_proj.bias"}));
-  }
-  LH_ASSIGN_OR_RETURN(weights.o, loader.Linear({attn + "o_proj.weight"}));
-  if (config.o_bias) {
-    LH_ASSIGN_OR_RETURN(weights.o_bias, loader.VectorF32({attn + "o_proj.bias"}));
-  }
-  LH_ASSIGN_OR_RETURN(weights.post_norm, loader.VectorF32({p + "post_attention_layernorm.weight"}));
-  LH_ASSIGN_OR_RETURN(weights.gate_up,
-                      loader.Linear({p + "mlp.gate_proj.weight", p + "mlp.up_proj.weight"}));
-  LH_ASSIGN_OR_RETURN(weights.down, loader.Linear({p + "mlp.down_proj.weight"}));
-  return weights;
-}
 
 }  // namespace
 
 absl::StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const ModelConfig& config,
                                          Backend& backend) {
-  WeightLoader loader(checkpoint, config, backend);
-  LH_RETURN_IF_ERROR(ExpectAll(config, loader));
-
-  ModelWeights weights;
-  weights.n_parameters = loader.ExpectedParameters();
-  const bool large = weights.n_parameters * 2 >= kLogFromBytes;
-  LH_ASSIGN_OR_RETURN(weights.embedding, loader.Matrix("model.embed_tokens.weight"));
-  for (int32_t layer = 0; layer < config.shape.n_layers; ++layer) {
-    LH_ASSIGN_OR_RETURN(LayerWeights layer_weights, LoadLayer(config, layer, loader));
-    weights.layers.push_back(std::move(layer_weights));
-    if (large && (layer + 1) % 8 == 0) {
-      spdlog::info("loading weights: {} of {} layers, {:.1f} GiB", layer + 1, config.shape.n_layers,
-                   static_cast<double>(loader.n_bytes()) / (1 << 30));
-    }
-  }
-  LH_ASSIGN_OR_RETURN(weights.final_norm, loader.VectorF32({"model.norm.weight"}));
-  LH_ASSIGN_OR_RETURN(
-      weights.lm_head,
-      loader.Linear({config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight"}));
-  weights.n_bytes = loader.n_bytes();
-  weights.buffers = loader.TakeBuffers();
-  return weights;
+  ModelReader reader(checkpoint, config, backend);
+  LH_RETURN_IF_ERROR(reader.ExpectAll());
+  return reader.Load();
 }
 
 }  // namespace longhaul

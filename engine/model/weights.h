@@ -1,6 +1,6 @@
 // ModelWeights: the parameters of a model in the backend's memory and formats. Loaded once, const
-// afterwards, owned by the runner. LoadWeights knows the names of Hugging Face checkpoints; nothing
-// else does.
+// afterwards, owned by the runner. LoadWeights brings what the families name and pack differently
+// (engine/model/architecture.h) into one form; nothing else knows a tensor's name.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,10 @@ namespace longhaul {
 
 struct LayerWeights {
   TensorView input_norm;                  // [E] f32
-  std::unique_ptr<LinearWeight> qkv;      // [(H + 2 KH) D, E]: q, k, v
+  std::unique_ptr<LinearWeight> qkv;      // [(H + 2 KH) D, E]: q, k, v; rotated pairs as halves
   TensorView qkv_bias;                    // [(H + 2 KH) D] f32, or empty
+  TensorView q_norm;                      // [D] f32, or empty
+  TensorView k_norm;                      // [D] f32, or empty
   std::unique_ptr<LinearWeight> o;        // [E, H D]
   TensorView o_bias;                      // [E] f32, or empty
   TensorView post_norm;                   // [E] f32
@@ -37,6 +39,9 @@ struct ModelWeights {
 // Checks the name and shape of every tensor before the first is converted. InvalidArgument names
 // the tensor, what was expected and what was found; a tensor that the architecture does not know is
 // an error too, since ignoring it would change the output silently.
+//
+// A matrix that is stored as the engine wants it is converted straight from the mapped file; one
+// that is fused or reordered passes through a staging buffer of that one matrix.
 absl::StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const ModelConfig& config,
                                          Backend& backend);
 

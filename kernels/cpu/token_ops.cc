@@ -65,16 +65,17 @@ void SwiGluRow(const float* gate, const float* up, int64_t n, float* out) {
   }
 }
 
-// Rotates the pairs (x[i], x[i + half]) of n_heads adjacent heads. At most 8 lanes: the halves of
-// every usual head_dim (64, 80, 96, 128) are multiples of 8, so nothing is left over.
-void RotateHeads(float* x, const float* cos_sin, int64_t n_heads, int64_t half) {
+// Rotates the pairs (x[i], x[i + n_pairs]) of adjacent heads. At most 8 lanes: the halves of every
+// usual head_dim (64, 80, 96, 128) are multiples of 8, so nothing is left over.
+void RotateHeads(float* x, const float* cos_sin, int64_t n_heads, int64_t head_dim,
+                 int64_t n_pairs) {
   const hn::CappedTag<float, 8> d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t h = 0; h < n_heads; ++h) {
-    float* lower = x + h * 2 * half;
-    float* upper = lower + half;
+    float* lower = x + h * head_dim;
+    float* upper = lower + n_pairs;
     int64_t i = 0;
-    for (; i + lanes <= half; i += lanes) {
+    for (; i + lanes <= n_pairs; i += lanes) {
       hn::Vec<decltype(d)> c, s;
       hn::LoadInterleaved2(d, cos_sin + 2 * i, c, s);
       const auto a = hn::LoadU(d, lower + i);
@@ -82,7 +83,7 @@ void RotateHeads(float* x, const float* cos_sin, int64_t n_heads, int64_t half) 
       hn::StoreU(hn::NegMulAdd(b, s, hn::Mul(a, c)), d, lower + i);
       hn::StoreU(hn::MulAdd(a, s, hn::Mul(b, c)), d, upper + i);
     }
-    for (; i < half; ++i) {
+    for (; i < n_pairs; ++i) {
       const float c = cos_sin[2 * i];
       const float s = cos_sin[2 * i + 1];
       const float a = lower[i];
@@ -122,8 +123,9 @@ void RopeKvWriteRow(const RopeKvWriteArgs& args, int64_t t) {
   const float* cos_sin = args.cos_sin.Row<float>(t);
   float* k = args.k.Row<float>(t);
   const float* v = args.v.Row<float>(t);
-  rotate(args.q.Row<float>(t), cos_sin, args.q.dim(1), head_dim / 2);
-  rotate(k, cos_sin, kv.n_kv_heads, head_dim / 2);
+  const int64_t n_pairs = args.cos_sin.dim(1);
+  rotate(args.q.Row<float>(t), cos_sin, args.q.dim(1), head_dim, n_pairs);
+  rotate(k, cos_sin, kv.n_kv_heads, head_dim, n_pairs);
   const int64_t page = position / kPageTokens;
   const int64_t slot = position % kPageTokens;
   for (int64_t h = 0; h < kv.n_kv_heads; ++h) {
@@ -152,11 +154,14 @@ void Embed(const EmbedArgs& args, ThreadPool& pool) {
 void RmsNorm(const RmsNormArgs& args, ThreadPool& pool) {
   CheckArgs(args);
   const auto norm_row = HWY_DYNAMIC_DISPATCH(RmsNormRow);
-  const int64_t width = args.x.dim(1);
-  ParallelRows(pool, args.x.dim(0), width, [&](int64_t begin, int64_t end) {
+  const int64_t width = args.weight.dim(0);
+  const int64_t n_heads = args.x.rank() == 3 ? args.x.dim(1) : 1;
+  ParallelRows(pool, args.x.dim(0), n_heads * width, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      norm_row(args.x.Row<float>(t), args.weight.As<float>(), args.eps, width,
-               args.out.Row<float>(t));
+      for (int64_t h = 0; h < n_heads; ++h) {
+        norm_row(args.x.Row<float>(t) + h * width, args.weight.As<float>(), args.eps, width,
+                 args.out.Row<float>(t) + h * width);
+      }
     }
   });
 }
@@ -175,18 +180,18 @@ void SwiGlu(const SwiGluArgs& args, ThreadPool& pool) {
 
 void RopeTable(const RopeTableArgs& args, ThreadPool& pool) {
   CheckArgs(args);
-  const int64_t half = args.cos_sin.dim(1);
+  const int64_t n_pairs = args.cos_sin.dim(1);
   // libm in f64: Highway's Sin and Cos end at 39000 radians, a long prompt goes on to millions.
   // Once per epoch for all layers, so 30 ns per element do not show.
   constexpr int64_t kElementsPerSinCos = 64;
-  ParallelRows(pool, args.cos_sin.dim(0), half * kElementsPerSinCos,
+  ParallelRows(pool, args.cos_sin.dim(0), n_pairs * kElementsPerSinCos,
                [&](int64_t begin, int64_t end) {
                  for (int64_t t = begin; t < end; ++t) {
                    float* row = args.cos_sin.Row<float>(t);
-                   for (int64_t i = 0; i < half; ++i) {
+                   for (int64_t i = 0; i < n_pairs; ++i) {
                      const double angle = static_cast<double>(args.positions[t]) * args.inv_freq[i];
-                     row[2 * i] = static_cast<float>(std::cos(angle));
-                     row[2 * i + 1] = static_cast<float>(std::sin(angle));
+                     row[2 * i] = static_cast<float>(args.scale * std::cos(angle));
+                     row[2 * i + 1] = static_cast<float>(args.scale * std::sin(angle));
                    }
                  }
                });

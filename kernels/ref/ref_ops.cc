@@ -38,15 +38,18 @@ void Embed(const EmbedArgs& args) {
 
 void RmsNorm(const RmsNormArgs& args) {
   CheckArgs(args);
-  const int64_t n = args.x.dim(1);
+  const int64_t n = args.weight.dim(0);
+  const int64_t n_heads = args.x.rank() == 3 ? args.x.dim(1) : 1;
   const float* weight = args.weight.As<float>();
   for (int64_t t = 0; t < args.x.dim(0); ++t) {
-    const float* x = args.x.Row<float>(t);
-    float* out = args.out.Row<float>(t);
-    double sum_of_squares = 0;
-    for (int64_t i = 0; i < n; ++i) sum_of_squares += double{x[i]} * x[i];
-    const double inverse = 1.0 / std::sqrt(sum_of_squares / static_cast<double>(n) + args.eps);
-    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(x[i] * inverse * weight[i]);
+    for (int64_t h = 0; h < n_heads; ++h) {
+      const float* x = args.x.Row<float>(t) + h * n;
+      float* out = args.out.Row<float>(t) + h * n;
+      double sum_of_squares = 0;
+      for (int64_t i = 0; i < n; ++i) sum_of_squares += double{x[i]} * x[i];
+      const double inverse = 1.0 / std::sqrt(sum_of_squares / static_cast<double>(n) + args.eps);
+      for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(x[i] * inverse * weight[i]);
+    }
   }
 }
 
@@ -80,27 +83,27 @@ void SwiGlu(const SwiGluArgs& args) {
 
 void RopeTable(const RopeTableArgs& args) {
   CheckArgs(args);
-  const int64_t half = args.cos_sin.dim(1);
+  const int64_t n_pairs = args.cos_sin.dim(1);
   for (int64_t t = 0; t < args.cos_sin.dim(0); ++t) {
     float* row = args.cos_sin.Row<float>(t);
-    for (int64_t i = 0; i < half; ++i) {
+    for (int64_t i = 0; i < n_pairs; ++i) {
       const double angle = static_cast<double>(args.positions[t]) * args.inv_freq[i];
-      row[2 * i] = static_cast<float>(std::cos(angle));
-      row[2 * i + 1] = static_cast<float>(std::sin(angle));
+      row[2 * i] = static_cast<float>(args.scale * std::cos(angle));
+      row[2 * i + 1] = static_cast<float>(args.scale * std::sin(angle));
     }
   }
 }
 
 namespace {
 
-void Rotate(float* x, const float* cos_sin, int64_t half) {
-  for (int64_t i = 0; i < half; ++i) {
+void Rotate(float* x, const float* cos_sin, int64_t n_pairs) {
+  for (int64_t i = 0; i < n_pairs; ++i) {
     const double c = cos_sin[2 * i];
     const double s = cos_sin[2 * i + 1];
     const double a = x[i];
-    const double b = x[i + half];
+    const double b = x[i + n_pairs];
     x[i] = static_cast<float>(a * c - b * s);
-    x[i + half] = static_cast<float>(b * c + a * s);
+    x[i + n_pairs] = static_cast<float>(b * c + a * s);
   }
 }
 
@@ -119,10 +122,11 @@ void RopeKvWrite(const RopeKvWriteArgs& args) {
   if (args.q.dim(0) == 0) return;
   CheckArgs(args);
   const int64_t head_dim = args.q.dim(2);
+  const int64_t n_pairs = args.cos_sin.dim(1);
   for (int64_t t = 0; t < args.q.dim(0); ++t) {
     const float* cos_sin = args.cos_sin.Row<float>(t);
     for (int64_t h = 0; h < args.q.dim(1); ++h) {
-      Rotate(args.q.Row<float>(t) + h * head_dim, cos_sin, head_dim / 2);
+      Rotate(args.q.Row<float>(t) + h * head_dim, cos_sin, n_pairs);
     }
     const KvView& kv = args.kvs[t / args.rows_per_kv];
     const int64_t position = args.positions[t];
@@ -131,7 +135,7 @@ void RopeKvWrite(const RopeKvWriteArgs& args) {
     const int64_t slot = position % kPageTokens;
     for (int64_t h = 0; h < kv.n_kv_heads; ++h) {
       float* k = args.k.Row<float>(t) + h * head_dim;
-      Rotate(k, cos_sin, head_dim / 2);
+      Rotate(k, cos_sin, n_pairs);
       StoreKvRow(kv.Keys(page, h), kv.dtype, slot, k, head_dim);
       StoreKvRow(kv.Values(page, h), kv.dtype, slot, args.v.Row<float>(t) + h * head_dim, head_dim);
     }

@@ -11,6 +11,7 @@
 namespace longhaul {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using Json = nlohmann::json;
 
@@ -68,16 +69,68 @@ TEST(ModelConfigTest, KnowsTheFamilies) {
   EXPECT_TRUE(Parse(mistral).ok());
   mistral["sliding_window"] = 1024;
   EXPECT_EQ(Parse(mistral).status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_TRUE(With("architectures", {"Qwen3ForCausalLM"})->family->qk_norm);
   EXPECT_THAT(ErrorWith("architectures", {"GPT2LMHeadModel"}, absl::StatusCode::kUnimplemented),
               HasSubstr("GPT2LMHeadModel"));
   ErrorWith("architectures", Json::array());
   ErrorWith("architectures", "LlamaForCausalLM");
 }
 
+// Field names and switches of its own.
+TEST(ModelConfigTest, ReadsChatGlm) {
+  const Json glm = Json::parse(R"({"architectures":["ChatGLMModel"],"num_layers":4,
+    "hidden_size":64,"ffn_hidden_size":96,"num_attention_heads":8,"multi_query_attention":true,
+    "multi_query_group_num":2,"kv_channels":16,"padded_vocab_size":100,"seq_length":1048576,
+    "layernorm_epsilon":1e-5,"add_qkv_bias":true,"add_bias_linear":false,"rmsnorm":true,
+    "post_layer_norm":true,"original_rope":true,"rope_ratio":500})");
+  const auto config = Parse(glm);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->shape.n_layers, 4);
+  EXPECT_EQ(config->shape.n_kv_heads, 2);
+  EXPECT_EQ(config->shape.head_dim, 16);
+  EXPECT_EQ(config->shape.vocab_size, 100);
+  EXPECT_EQ(config->shape.max_positions, 1048576);
+  EXPECT_EQ(config->intermediate_size, 96);
+  EXPECT_TRUE(config->qkv_bias && !config->o_bias);
+  EXPECT_EQ(config->rope.n_pairs, 4);  // half of a head
+  EXPECT_EQ(config->rope.theta, 500 * 10000.0);
+
+  Json one_head_each = glm;
+  one_head_each["multi_query_attention"] = false;
+  EXPECT_EQ(Parse(one_head_each)->shape.n_kv_heads, 8);
+  for (const auto& [name, value] : {std::pair("rmsnorm", false),
+                                    {"add_bias_linear", true},
+                                    {"apply_residual_connection_post_layernorm", true}}) {
+    Json other = glm;
+    other[name] = value;
+    const absl::Status status = Parse(other).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(name));
+  }
+  Json no_layers = glm;
+  no_layers.erase("num_layers");
+  EXPECT_THAT(std::string(Parse(no_layers).status().message()), HasSubstr("num_layers"));
+}
+
+// What may be asked for beyond max_position_embeddings, and what is served unasked.
+TEST(ModelConfigTest, ContextOfScaledRope) {
+  const auto plain = Parse(Base());
+  EXPECT_EQ(plain->default_context_tokens, 4096);
+  EXPECT_EQ(plain->shape.max_positions, 4096);
+  const auto yarn =
+      With("rope_scaling",
+           {{"type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 4096}});
+  EXPECT_EQ(yarn->default_context_tokens, 4 * 4096);
+  EXPECT_EQ(yarn->shape.max_positions, 4 * 4096);
+  const auto dynamic = With("rope_scaling", {{"type", "dynamic"}, {"factor", 2.0}});
+  EXPECT_EQ(dynamic->default_context_tokens, 4096);
+  EXPECT_GE(dynamic->shape.max_positions, 1 << 20);
+}
+
 TEST(ModelConfigTest, RopeFrequencies) {
   const auto expect = [](const absl::StatusOr<ModelConfig>& config, int i, double value) {
     ASSERT_TRUE(config.ok()) << config.status();
-    EXPECT_NEAR(config->InverseFrequencies()[i] / value, 1.0, 1e-12);
+    EXPECT_NEAR(InverseFrequencies(config->rope)[i] / value, 1.0, 1e-12);
   };
   // head_dim 8: theta^(-i / 4).
   expect(Parse(Base()), 0, 1.0);
@@ -102,12 +155,9 @@ TEST(ModelConfigTest, RopeFrequencies) {
 }
 
 TEST(ModelConfigTest, RefusesBadRope) {
-  EXPECT_THAT(ErrorWith("rope_scaling", {{"rope_type", "yarn"}, {"factor", 4}},
+  EXPECT_THAT(ErrorWith("rope_scaling", {{"rope_type", "mrope"}, {"factor", 4}},
                         absl::StatusCode::kUnimplemented),
-              HasSubstr("yarn"));
-  EXPECT_THAT(ErrorWith("rope_parameters", {{"rope_type", "dynamic"}, {"factor", 4}},
-                        absl::StatusCode::kUnimplemented),
-              HasSubstr("dynamic"));
+              AllOf(HasSubstr("mrope"), HasSubstr("longrope")));
   EXPECT_THAT(ErrorWith("rope_scaling", {{"rope_type", "linear"}}), HasSubstr("factor"));
   ErrorWith("rope_scaling", {{"rope_type", "linear"}, {"factor", 0}});
   ErrorWith("rope_scaling", {{"rope_type", "linear"}, {"factor", "4"}});
@@ -115,6 +165,19 @@ TEST(ModelConfigTest, RefusesBadRope) {
   ErrorWith("rope_scaling", Json::object(), absl::StatusCode::kUnimplemented);
   ErrorWith("rope_theta", -1);
   ErrorWith("rope_theta", 0);
+  EXPECT_THAT(ErrorWith("partial_rotary_factor", 0.1), HasSubstr("partial_rotary_factor"));
+  EXPECT_THAT(ErrorWith("partial_rotary_factor", 0.4), HasSubstr("even"));  // 3 of 8
+  ErrorWith("partial_rotary_factor", 1.5);
+  Json longrope = {
+      {"type", "longrope"}, {"short_factor", {1, 1, 1, 1}}, {"long_factor", {1, 2, 3}}};
+  EXPECT_THAT(ErrorWith("rope_scaling", longrope), HasSubstr("'long_factor'"));
+  longrope["long_factor"] = {1, 2, 3, 0};
+  EXPECT_THAT(ErrorWith("rope_scaling", longrope), HasSubstr("index 3"));
+  longrope.erase("short_factor");
+  EXPECT_THAT(ErrorWith("rope_scaling", longrope), HasSubstr("'short_factor'"));
+  EXPECT_THAT(ErrorWith("rope_scaling", {{"type", "yarn"}}), HasSubstr("factor"));
+  ErrorWith("rope_scaling", {{"type", "yarn"}, {"factor", 4}, {"beta_fast", 1}, {"beta_slow", 2}});
+  ErrorWith("rope_scaling", {{"type", "yarn"}, {"factor", 4}, {"rope_theta", 1.0}});
   ErrorWith("rope_scaling", {{"rope_type", "llama3"},
                              {"factor", 8.0},
                              {"low_freq_factor", 4.0},
@@ -146,7 +209,6 @@ TEST(ModelConfigTest, RefusesWhatItCannotRun) {
   EXPECT_THAT(ErrorWith("quantization_config", {{"quant_method", "gptq"}}, kUnimplemented),
               HasSubstr("gptq"));
   EXPECT_THAT(ErrorWith("mlp_bias", true, kUnimplemented), HasSubstr("mlp_bias"));
-  EXPECT_THAT(ErrorWith("partial_rotary_factor", 0.5, kUnimplemented), HasSubstr("partial"));
 }
 
 TEST(ModelConfigTest, RefusesBadJson) {

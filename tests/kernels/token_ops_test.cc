@@ -73,6 +73,29 @@ TEST_P(TokenOpsTest, RmsNorm) {
   }
 }
 
+// Every head of a row by itself, the rows being columns of a wider matrix.
+TEST_P(TokenOpsTest, RmsNormOfHeads) {
+  constexpr int64_t kTokens = 5, kHeads = 3, kDim = 18, kColumns = 71;
+  Random random(7);
+  std::vector<float> actual = random.Normals(kTokens * kColumns, 3), expected = actual;
+  std::vector<float> weight = random.Normals(kDim);
+  for (int64_t t = 0; t < kTokens; ++t) {
+    for (int64_t h = 0; h < kHeads; ++h) {
+      const TensorView head(expected.data() + t * kColumns + 2 + h * kDim, DType::kF32, {1, kDim});
+      ref_->RmsNorm({.x = head, .weight = View(weight, {kDim}), .out = head});
+    }
+  }
+  const TensorView heads =
+      View(actual, {kTokens, kColumns}).Columns(2, 2 + kHeads * kDim).SplitColumns(kHeads, kDim);
+  std::vector<float> by_ref = actual;
+  backend_->RmsNorm({.x = heads, .weight = View(weight, {kDim}), .out = heads});
+  EXPECT_TRUE(IsClose(actual, expected, DType::kF32, 4e-6));
+  const TensorView ref_heads =
+      View(by_ref, {kTokens, kColumns}).Columns(2, 2 + kHeads * kDim).SplitColumns(kHeads, kDim);
+  ref_->RmsNorm({.x = ref_heads, .weight = View(weight, {kDim}), .out = ref_heads});
+  EXPECT_EQ(by_ref, expected);
+}
+
 TEST_P(TokenOpsTest, RmsNormOfZerosIsZero) {
   std::vector<float> x(33, 0.0f), weight(33, 1.0f);
   backend_->RmsNorm({.x = View(x, {1, 33}), .weight = View(weight, {33}), .out = View(x, {1, 33})});
@@ -124,11 +147,26 @@ TEST_P(TokenOpsTest, RopeTableIsExactBeyondAMillionTokens) {
   }
 }
 
+TEST_P(TokenOpsTest, RopeTableScales) {
+  const std::vector<int64_t> positions = {3};
+  const std::vector<double> inv_freq = {0.5};
+  for (Backend* backend : {backend_.get(), ref_.get()}) {
+    std::vector<float> cos_sin(2);
+    backend->RopeTable({.positions = positions.data(),
+                        .inv_freq = inv_freq.data(),
+                        .scale = 1.25,
+                        .cos_sin = View(cos_sin, {1, 1, 2})});
+    EXPECT_FLOAT_EQ(cos_sin[0], static_cast<float>(1.25 * std::cos(1.5)));
+    EXPECT_FLOAT_EQ(cos_sin[1], static_cast<float>(1.25 * std::sin(1.5)));
+  }
+}
+
 struct RopeCase {
   int64_t n_tokens, n_heads;
   int32_t n_kv_heads, head_dim;
   int64_t first_position;
   DType dtype;
+  int64_t n_pairs = 0;  // 0: all of a head
 };
 
 // q, k and v are column ranges of one fused projection, as in the model.
@@ -136,18 +174,19 @@ TEST_P(TokenOpsTest, RopeKvWrite) {
   for (const RopeCase& c :
        {RopeCase{1, 1, 1, 2, 0, DType::kF32}, RopeCase{3, 4, 2, 64, 62, DType::kBF16},
         RopeCase{17, 8, 1, 80, 100, DType::kF32}, RopeCase{113, 4, 4, 96, 5, DType::kBF16},
-        RopeCase{70, 6, 3, 128, 1, DType::kF32}, RopeCase{2, 1, 1, 34, 63, DType::kBF16}}) {
+        RopeCase{70, 6, 3, 128, 1, DType::kF32}, RopeCase{2, 1, 1, 34, 63, DType::kBF16},
+        RopeCase{5, 4, 2, 128, 60, DType::kF32, 32}, RopeCase{3, 2, 1, 20, 4, DType::kF32, 3}}) {
+    const int64_t n_pairs = c.n_pairs == 0 ? c.head_dim / 2 : c.n_pairs;
     const int64_t n_columns = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim;
     const int64_t k_begin = c.n_heads * c.head_dim, v_begin = k_begin + c.n_kv_heads * c.head_dim;
     Random random(c.n_tokens);
     const std::vector<float> input = random.Normals(c.n_tokens * n_columns);
-    std::vector<double> inv_freq(c.head_dim / 2);
-    for (int64_t i = 0; i < c.head_dim / 2; ++i)
-      inv_freq[i] = std::pow(10000.0, -2.0 * i / c.head_dim);
+    std::vector<double> inv_freq(n_pairs);
+    for (int64_t i = 0; i < n_pairs; ++i) inv_freq[i] = std::pow(10000.0, -1.0 * i / n_pairs);
     std::vector<int64_t> positions(c.n_tokens);
     std::iota(positions.begin(), positions.end(), c.first_position);
-    std::vector<float> cos_sin(c.n_tokens * c.head_dim);
-    const TensorView table = View(cos_sin, {c.n_tokens, c.head_dim / 2, 2});
+    std::vector<float> cos_sin(c.n_tokens * n_pairs * 2);
+    const TensorView table = View(cos_sin, {c.n_tokens, n_pairs, 2});
     ref_->RopeTable({.positions = positions.data(), .inv_freq = inv_freq.data(), .cos_sin = table});
 
     const auto run = [&](Backend& backend, std::vector<float>& qkv, PagedKv& pages) {
@@ -169,6 +208,14 @@ TEST_P(TokenOpsTest, RopeKvWrite) {
     run(*backend_, actual, actual_pages);
     run(*ref_, expected, expected_pages);
     EXPECT_TRUE(IsClose(actual, expected, DType::kF32, 1e-6));
+    // By definition, of the last element that is rotated and of the next one.
+    const double angle = static_cast<double>(c.first_position) * inv_freq[n_pairs - 1];
+    EXPECT_NEAR(expected[2 * n_pairs - 1],
+                input[2 * n_pairs - 1] * std::cos(angle) + input[n_pairs - 1] * std::sin(angle),
+                1e-5);
+    if (2 * n_pairs < c.head_dim) {
+      EXPECT_EQ(expected[2 * n_pairs], input[2 * n_pairs]);
+    }
     for (int64_t t = 0; t < c.n_tokens; ++t) {
       for (int64_t h = 0; h < c.n_kv_heads; ++h) {
         const int64_t position = positions[t];

@@ -1,0 +1,160 @@
+#include "engine/model/weight_loader.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cstring>
+#include <optional>
+#include <utility>
+
+namespace longhaul {
+namespace {
+
+std::optional<DType> WeightDType(std::string_view name) {
+  if (name == "F32") return DType::kF32;
+  if (name == "BF16") return DType::kBF16;
+  if (name == "F16") return DType::kF16;
+  return std::nullopt;
+}
+
+void CopyAsF32(const StoredTensor& tensor, float* out) {
+  const int64_t n = tensor.shape[0];
+  const std::byte* data = tensor.data.data();
+  if (tensor.dtype == "F32") {
+    std::memcpy(out, data, n * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, data + i * sizeof(bits), sizeof(bits));
+    out[i] = tensor.dtype == "BF16" ? ToF32(BF16{bits}) : ToF32(F16{bits});
+  }
+}
+
+}  // namespace
+
+absl::Status WeightLoader::Expect(const std::string& name, std::vector<int64_t> shape) {
+  const auto it = checkpoint_.tensors().find(name);
+  if (it == checkpoint_.tensors().end()) {
+    return absl::InvalidArgumentError(
+        fmt::format("the checkpoint has no tensor '{}' (shape [{}]), which config.json asks for",
+                    name, fmt::join(shape, ", ")));
+  }
+  const StoredTensor& tensor = it->second;
+  if (tensor.shape != shape) {
+    return absl::InvalidArgumentError(
+        fmt::format("tensor '{}' has shape [{}], config.json asks for [{}]", name,
+                    fmt::join(tensor.shape, ", "), fmt::join(shape, ", ")));
+  }
+  if (!WeightDType(tensor.dtype)) {
+    return absl::InvalidArgumentError(fmt::format(
+        "tensor '{}' is of type {}; weights must be F32, BF16 or F16", name, tensor.dtype));
+  }
+  expected_.insert(name);
+  return absl::OkStatus();
+}
+
+absl::Status WeightLoader::CheckNothingElse() const {
+  for (const auto& [name, tensor] : checkpoint_.tensors()) {
+    if (!expected_.contains(name) && !ignored_.contains(name)) {
+      return absl::InvalidArgumentError(
+          fmt::format("tensor '{}' (shape [{}]) is no part of the model that config.json describes",
+                      name, fmt::join(tensor.shape, ", ")));
+    }
+  }
+  return absl::OkStatus();
+}
+
+int64_t WeightLoader::ExpectedParameters() const {
+  int64_t n = 0;
+  for (const std::string& name : expected_) {
+    const StoredTensor& tensor = Stored(name);
+    n += static_cast<int64_t>(tensor.data.size() / DTypeBytes(*WeightDType(tensor.dtype)));
+  }
+  return n;
+}
+
+absl::StatusOr<std::unique_ptr<LinearWeight>> WeightLoader::Linear(
+    const std::vector<std::string>& names, std::span<const int64_t> order) {
+  LH_ASSIGN_OR_RETURN(const TensorView matrix, Stage(names, order));
+  LH_ASSIGN_OR_RETURN(std::unique_ptr<LinearWeight> weight, backend_.PrepareLinear(matrix));
+  n_bytes_ += weight->n_bytes;
+  return weight;
+}
+
+absl::StatusOr<TensorView> WeightLoader::VectorF32(const std::vector<std::string>& names,
+                                                   std::span<const int64_t> order) {
+  int64_t n = 0;
+  for (const std::string& name : names) n += Stored(name).shape[0];
+  LH_ASSIGN_OR_RETURN(std::byte * data, Keep(n * static_cast<int64_t>(sizeof(float))));
+  float* out = reinterpret_cast<float*>(data);
+  for (const std::string& name : names) {
+    const StoredTensor& tensor = Stored(name);
+    CopyAsF32(tensor, out);
+    out += tensor.shape[0];
+  }
+  if (!order.empty()) {
+    LH_CHECK(static_cast<int64_t>(order.size()) == n);
+    float* ordered = reinterpret_cast<float*>(data);
+    const std::vector<float> stored(ordered, ordered + n);
+    for (int64_t i = 0; i < n; ++i) ordered[i] = stored[order[i]];
+  }
+  return TensorView(data, DType::kF32, {n});
+}
+
+absl::StatusOr<TensorView> WeightLoader::Matrix(const std::string& name) {
+  const StoredTensor& tensor = Stored(name);
+  LH_ASSIGN_OR_RETURN(std::byte * data, Keep(static_cast<int64_t>(tensor.data.size())));
+  std::memcpy(data, tensor.data.data(), tensor.data.size());
+  return TensorView(data, *WeightDType(tensor.dtype), {tensor.shape[0], tensor.shape[1]});
+}
+
+const StoredTensor& WeightLoader::Stored(const std::string& name) const {
+  LH_CHECK(expected_.contains(name));
+  return checkpoint_.tensors().find(name)->second;
+}
+
+absl::StatusOr<std::byte*> WeightLoader::Keep(int64_t n_bytes) {
+  LH_ASSIGN_OR_RETURN(Buffer buffer, backend_.Allocate(n_bytes));
+  n_bytes_ += n_bytes;
+  buffers_.push_back(std::move(buffer));
+  return static_cast<std::byte*>(buffers_.back().data());
+}
+
+// One aligned matrix of the named ones. A single one that is aligned and in order is used where it
+// is mapped.
+absl::StatusOr<TensorView> WeightLoader::Stage(const std::vector<std::string>& names,
+                                               std::span<const int64_t> order) {
+  const StoredTensor& first = Stored(names[0]);
+  const DType dtype = *WeightDType(first.dtype);
+  const int64_t n_columns = first.shape[1];
+  const size_t row_bytes = static_cast<size_t>(n_columns) * DTypeBytes(dtype);
+  std::vector<const std::byte*> rows;  // of all matrices, as stored
+  for (const std::string& name : names) {
+    const StoredTensor& tensor = Stored(name);
+    if (tensor.dtype != first.dtype) {
+      return absl::InvalidArgumentError(
+          fmt::format("tensor '{}' is {} but '{}' is {}; projections that are fused must agree",
+                      names[0], first.dtype, name, tensor.dtype));
+    }
+    for (int64_t r = 0; r < tensor.shape[0]; ++r)
+      rows.push_back(tensor.data.data() + r * row_bytes);
+  }
+  const auto n_rows = static_cast<int64_t>(rows.size());
+  std::byte* data = const_cast<std::byte*>(first.data.data());
+  const bool aligned = reinterpret_cast<uintptr_t>(data) % DTypeBytes(dtype) == 0;
+  if (names.size() > 1 || !order.empty() || !aligned) {
+    LH_CHECK(order.empty() || static_cast<int64_t>(order.size()) == n_rows);
+    const size_t n_bytes = static_cast<size_t>(n_rows) * row_bytes;
+    if (staging_.n_bytes() < n_bytes) {
+      LH_ASSIGN_OR_RETURN(staging_, backend_.Allocate(static_cast<int64_t>(n_bytes)));
+    }
+    data = static_cast<std::byte*>(staging_.data());
+    for (int64_t r = 0; r < n_rows; ++r) {
+      std::memcpy(data + r * row_bytes, rows[order.empty() ? r : order[r]], row_bytes);
+    }
+  }
+  return TensorView(data, dtype, {n_rows, n_columns});
+}
+
+}  // namespace longhaul

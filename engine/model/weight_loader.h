@@ -1,0 +1,64 @@
+// WeightLoader: copies tensors out of a checkpoint into backend memory. Every tensor is declared
+// with its shape first; what is declared is there and fits, so later uses cannot fail on the file.
+// Lives while a model loads, on one thread. Knows no architecture.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/model/safetensors.h"
+#include "kernels/backend.h"
+
+namespace longhaul {
+
+class WeightLoader {
+ public:
+  // Both must outlive this object.
+  WeightLoader(const Checkpoint& checkpoint, Backend& backend)
+      : checkpoint_(checkpoint), backend_(backend) {}
+
+  // Declares a tensor. InvalidArgument when it is missing, has another shape, or is no F32, BF16 or
+  // F16.
+  absl::Status Expect(const std::string& name, std::vector<int64_t> shape);
+  // Declares a tensor that may be there in any form and is not used.
+  void Ignore(const std::string& name) { ignored_.insert(name); }
+  // InvalidArgument naming a tensor that was not declared.
+  absl::Status CheckNothingElse() const;
+
+  // Elements of all declared tensors.
+  int64_t ExpectedParameters() const;
+
+  // Matrices with the same number of columns, one below the other. Row r of the result is row
+  // order[r] of them; an empty order keeps theirs.
+  absl::StatusOr<std::unique_ptr<LinearWeight>> Linear(const std::vector<std::string>& names,
+                                                       std::span<const int64_t> order = {});
+  // Vectors, one after the other, as f32; ordered like the rows of Linear.
+  absl::StatusOr<TensorView> VectorF32(const std::vector<std::string>& names,
+                                       std::span<const int64_t> order = {});
+  // A matrix in its own dtype.
+  absl::StatusOr<TensorView> Matrix(const std::string& name);
+
+  int64_t n_bytes() const { return n_bytes_; }  // of everything made so far
+  std::vector<Buffer> TakeBuffers() { return std::move(buffers_); }
+
+ private:
+  const StoredTensor& Stored(const std::string& name) const;
+  absl::StatusOr<std::byte*> Keep(int64_t n_bytes);
+  absl::StatusOr<TensorView> Stage(const std::vector<std::string>& names,
+                                   std::span<const int64_t> order);
+
+  const Checkpoint& checkpoint_;
+  Backend& backend_;
+  std::set<std::string, std::less<>> expected_;
+  std::set<std::string, std::less<>> ignored_;
+  Buffer staging_;  // the largest matrix so far
+  std::vector<Buffer> buffers_;
+  int64_t n_bytes_ = 0;
+};
+
+}  // namespace longhaul
