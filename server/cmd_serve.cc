@@ -5,8 +5,10 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <functional>
 #include <thread>
 #include <utility>
 
@@ -14,12 +16,16 @@
 #include "server/http_server.h"
 #include "server/metrics.h"
 #include "server/open_session.h"
+#include "server/request_log.h"
 #include "server/version.h"
 
 namespace longhaul {
 namespace {
 
 using std::chrono::milliseconds;
+
+constexpr std::chrono::seconds kHealthPeriod{1};
+constexpr std::chrono::seconds kDrainLogPeriod{5};
 
 int Fail(const absl::Status& status) {
   fmt::print(stderr, "longhaul serve: {}\n",
@@ -29,6 +35,11 @@ int Fail(const absl::Status& status) {
 
 milliseconds ToMilliseconds(double seconds) {
   return milliseconds(static_cast<int64_t>(seconds * 1000));
+}
+
+milliseconds Left(Clock::time_point deadline) {
+  return std::max(milliseconds(0),
+                  std::chrono::duration_cast<milliseconds>(deadline - Clock::now()));
 }
 
 // SIGTERM and SIGINT are taken by the main thread with sigwait; threads made later inherit the
@@ -43,7 +54,9 @@ sigset_t BlockSignals() {
   return set;
 }
 
-HttpOptions MakeHttpOptions(const ServerConfig& config) {
+using RequestObserver = std::function<void(const RequestRecord&)>;
+
+HttpOptions MakeHttpOptions(const ServerConfig& config, const RequestObserver& on_refused) {
   HttpOptions options;
   options.host = config.host;
   options.port = static_cast<int>(config.port);
@@ -53,6 +66,7 @@ HttpOptions MakeHttpOptions(const ServerConfig& config) {
   options.max_connections = config.max_connections;
   options.n_workers = static_cast<int>(config.request_workers);
   options.ping_interval = ToMilliseconds(config.sse_ping_interval_s);
+  options.on_refused = on_refused;
   return options;
 }
 
@@ -67,7 +81,38 @@ GrpcOptions MakeGrpcOptions(const ServerConfig& config) {
   return options;
 }
 
-// Everything that runs ends or is cut off within the timeout. True when nothing was cut off.
+// Waits for SIGTERM or SIGINT. Meanwhile gRPC's health service follows the engine's health.
+void ServeUntilSignal(const sigset_t& signals, const Engine& engine, GrpcServer* grpc) {
+  bool was_healthy = true;
+  while (true) {
+    const timespec pause{kHealthPeriod.count(), 0};
+    if (sigtimedwait(&signals, nullptr, &pause) >= 0) return;
+    const absl::Status health = engine.Health();
+    if (health.ok() == was_healthy) continue;
+    was_healthy = health.ok();
+    if (was_healthy) {
+      spdlog::info("healthy again");
+    } else {
+      spdlog::error("unhealthy: {}", std::string(health.message()));
+    }
+    if (grpc != nullptr) grpc->SetServing(was_healthy);
+  }
+}
+
+// Waits until HTTP answers nothing any more, and says every few seconds what is left.
+bool WaitForAnswers(HttpServer& http, const Engine& engine, Clock::time_point deadline) {
+  while (true) {
+    const Clock::time_point next = std::min(deadline, Clock::now() + kDrainLogPeriod);
+    if (http.WaitIdle(Left(next))) return true;
+    if (Clock::now() >= deadline) return false;
+    const EngineStats stats = engine.Stats();
+    spdlog::info("draining: {} running, {} waiting, {} s left", stats.n_running, stats.n_waiting,
+                 std::chrono::duration_cast<std::chrono::seconds>(Left(deadline)).count());
+  }
+}
+
+// Everything that runs ends or is cut off within the timeout. True when nothing was cut off and
+// every page of the KV pool is accounted for.
 bool Drain(const ServerConfig& config, HttpServer& http, GrpcServer* grpc, Engine& engine) {
   const milliseconds timeout = ToMilliseconds(config.shutdown_timeout_s);
   const Clock::time_point deadline = Clock::now() + timeout;
@@ -79,31 +124,40 @@ bool Drain(const ServerConfig& config, HttpServer& http, GrpcServer* grpc, Engin
   std::thread grpc_shutdown([grpc, timeout] {
     if (grpc != nullptr) grpc->Shutdown(timeout);
   });
-  const auto left = [deadline] {
-    return std::max(milliseconds(0),
-                    std::chrono::duration_cast<milliseconds>(deadline - Clock::now()));
-  };
-  const bool http_idle = http.WaitIdle(left());
+  const bool http_idle = WaitForAnswers(http, engine, deadline);
   grpc_shutdown.join();
-  const bool engine_idle = engine.Drain(left());
+  const bool engine_idle = engine.Drain(Left(deadline));
   http.Stop();
-  return http_idle && engine_idle;
+  absl::Status integrity = engine.CheckIntegrity();
+  if (const int64_t n_used = engine.Stats().n_pages_used; integrity.ok() && n_used > 0) {
+    integrity = absl::InternalError(fmt::format("{} are still in use without a request", n_used));
+  }
+  if (integrity.ok()) {
+    spdlog::info("KV pages: all free or cached");
+  } else {
+    spdlog::error("KV pages: {}", std::string(integrity.message()));
+  }
+  return http_idle && engine_idle && integrity.ok();
 }
 
 }  // namespace
 
 int RunServe(const ServerConfig& config) {
   const sigset_t signals = BlockSignals();
-  // The port first: a mistake shows before a large model is loaded.
-  absl::StatusOr<std::unique_ptr<HttpServer>> http = HttpServer::Bind(MakeHttpOptions(config));
-  if (!http.ok()) return Fail(http.status());
-
   Metrics metrics(config.ServedModelName());
+  const RequestObserver on_request = [&metrics,
+                                      log = config.request_log](const RequestRecord& record) {
+    metrics.OnRequest(record);
+    if (log) LogRequest(record);
+  };
+  // The port first: a mistake shows before a large model is loaded, and /health answers meanwhile.
+  absl::StatusOr<std::unique_ptr<HttpServer>> http =
+      HttpServer::Bind(MakeHttpOptions(config, on_request));
+  if (!http.ok()) return Fail(http.status());
+  if (absl::Status status = (*http)->Listen(&metrics); !status.ok()) return Fail(status);
+
   absl::StatusOr<std::unique_ptr<Session>> session =
-      OpenSession(config, [&metrics](const RequestRecord& record) {
-        metrics.OnFinished(record);
-        LogRequest(record);
-      });
+      OpenSession(config, on_request, [&metrics](const StepRecord& step) { metrics.OnStep(step); });
   if (!session.ok()) return Fail(session.status());
 
   std::unique_ptr<GrpcServer> grpc;
@@ -114,9 +168,7 @@ int RunServe(const ServerConfig& config) {
     grpc = *std::move(started);
     grpc->SetServing(true);
   }
-  if (absl::Status status = (*http)->Serve(session->get(), &metrics); !status.ok()) {
-    return Fail(status);
-  }
+  (*http)->Serve(session->get());
   spdlog::info("serving {} ({}, context {} tokens): http://{}:{}{}", config.ServedModelName(),
                (*session)->chat_form(), (*session)->engine().max_model_len(), config.host,
                (*http)->port(), grpc ? fmt::format(", gRPC port {}", grpc->port()) : "");
@@ -125,8 +177,7 @@ int RunServe(const ServerConfig& config) {
                  (*http)->port());
   }
 
-  int signal_number = 0;
-  sigwait(&signals, &signal_number);
+  ServeUntilSignal(signals, (*session)->engine(), grpc.get());
   // A second signal means now: nobody waits for it in this thread, so let it have its default
   // action.
   pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);

@@ -35,6 +35,17 @@ int64_t MicrosecondsSince(Clock::time_point begin) {
   return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin).count();
 }
 
+absl::StatusCode CodeOf(int http_status) {
+  switch (http_status) {
+    case 401:
+      return absl::StatusCode::kUnauthenticated;
+    case 503:
+      return absl::StatusCode::kUnavailable;
+    default:
+      return absl::StatusCode::kInvalidArgument;
+  }
+}
+
 HttpReply BodyTooLarge(int64_t max_body_bytes) {
   api::HttpError error;
   error.http_status = 413;
@@ -56,8 +67,9 @@ HttpReply Malformed(int status, const std::string& message) {
 
 }  // namespace
 
-HttpConnection::HttpConnection(asio::ip::tcp::socket socket, HttpContext* context)
+HttpConnection::HttpConnection(asio::ip::tcp::socket socket, HttpContext* context, bool once)
     : context_(context),
+      once_(once),
       stream_(std::move(socket)),
       buffer_(kBufferBytes),
       signal_(std::make_shared<Signal>(stream_.get_executor())) {}
@@ -94,6 +106,7 @@ asio::awaitable<bool> HttpConnection::ServeOne() {
       exchange.keep_alive = false;
       must_linger_ = true;
     }
+    RecordRefusal(exchange, refusal->status);
     co_await WriteReply(exchange, *std::move(refusal));
     co_return exchange.keep_alive && !gone_;
   }
@@ -140,7 +153,7 @@ asio::awaitable<bool> HttpConnection::ReadHeader(HeaderParser& parser, Exchange&
   }
   const auto& message = parser.get();
   exchange.http_version = message.version();
-  exchange.keep_alive = message.keep_alive();
+  exchange.keep_alive = message.keep_alive() && !once_;
   exchange.head_only = message.method() == http::verb::head;
   exchange.match = MatchRoute(View(message.method_string()), View(message.target()));
   const std::string_view id = View(message["X-Request-Id"]);
@@ -160,6 +173,10 @@ std::optional<HttpReply> HttpConnection::CheckHeader(const HeaderParser& parser,
     HttpReply reply = Malformed(405, fmt::format("This path allows {}.", match.allow));
     reply.allow = match.allow;
     return reply;
+  }
+  const bool is_probe = match.route == Route::kHealth || match.route == Route::kReady;
+  if (!is_probe && !context_->loaded.load(std::memory_order_acquire)) {
+    return ErrorReply(absl::UnavailableError("The server is loading its model; try again later."));
   }
   const bool is_work = std::string_view(match.allow) == "POST";
   if (is_work && context_->draining) {
@@ -191,6 +208,7 @@ asio::awaitable<bool> HttpConnection::ReadBody(HeaderParser& header, Exchange& e
   if (error == http::error::body_limit) {
     must_linger_ = true;
     exchange.keep_alive = false;
+    RecordRefusal(exchange, 413);
     co_await WriteReply(exchange, BodyTooLarge(options.max_body_bytes));
     co_return false;
   }
@@ -218,9 +236,35 @@ asio::awaitable<void> HttpConnection::Answer(Exchange& exchange) {
     case Route::kDetokenize:
       co_await AnswerSmallPost(exchange);
       break;
+    case Route::kHealth:
+    case Route::kReady:
+      co_await WriteReply(exchange, AnswerProbe(exchange.match.route));
+      break;
     default:
       co_await WriteReply(exchange, AnswerGet(exchange));
   }
+}
+
+HttpReply HttpConnection::AnswerProbe(Route route) const {
+  const bool loaded = context_->loaded.load(std::memory_order_acquire);
+  const absl::Status health = loaded ? context_->session->engine().Health() : absl::OkStatus();
+  HttpReply reply;
+  const auto answer = [&reply](int status, const char* state, const absl::Status& reason) {
+    reply.status = status;
+    reply.body = api::StateBody(state, reason);
+  };
+  if (!health.ok()) {
+    answer(503, "unhealthy", health);
+  } else if (route == Route::kHealth) {
+    answer(200, "ok", health);
+  } else if (!loaded) {
+    answer(503, "loading", health);
+  } else if (context_->draining) {
+    answer(503, "draining", health);
+  } else {
+    answer(200, "ready", health);
+  }
+  return reply;
 }
 
 HttpReply HttpConnection::AnswerGet(const Exchange& exchange) const {
@@ -238,13 +282,6 @@ HttpReply HttpConnection::AnswerGet(const Exchange& exchange) const {
             fmt::format("The model '{}' does not exist.", exchange.match.argument)));
       }
       reply.body = api::ModelBody(card);
-      break;
-    case Route::kHealth:
-      reply.body = R"({"status":"ok"})";
-      break;
-    case Route::kReady:
-      reply.status = context_->draining ? 503 : 200;
-      reply.body = context_->draining ? R"({"status":"draining"})" : R"({"status":"ready"})";
       break;
     case Route::kVersion:
       reply.body = fmt::format(R"({{"version":"{}"}})", context_->options.version);
@@ -319,6 +356,16 @@ void HttpConnection::WatchForDisconnect() {
         self->gone_ = true;
         self->signal_->Set();
       });
+}
+
+void HttpConnection::RecordRefusal(const Exchange& exchange, int http_status) const {
+  const Route route = exchange.match.route;
+  const bool chat = route == Route::kChatCompletions;
+  if (!context_->options.on_refused || !(chat || route == Route::kCompletions)) return;
+  const absl::Status status(CodeOf(http_status), "");
+  RequestRecord record = RefusalRecord(exchange.request_id, chat, exchange.phases, status);
+  record.http_status = http_status;
+  context_->options.on_refused(record);
 }
 
 asio::awaitable<void> HttpConnection::WriteReply(Exchange& exchange, HttpReply reply) {

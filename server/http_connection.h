@@ -38,9 +38,10 @@ struct HttpContext {
   const HttpOptions options;
   const ApiKeys keys;
   TaskQueue workers;
-  Session* session = nullptr;
   Metrics* metrics = nullptr;
-  int64_t created_s = 0;  // Unix time of the start
+  Session* session = nullptr;       // once `loaded`
+  int64_t created_s = 0;            // Unix time of the start; once `loaded`
+  std::atomic<bool> loaded{false};  // the model is
   std::atomic<bool> draining{false};
   std::atomic<int64_t> n_active{0};  // requests whose answer is not complete
 
@@ -51,7 +52,8 @@ struct HttpContext {
 
 class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
  public:
-  HttpConnection(boost::asio::ip::tcp::socket socket, HttpContext* context);
+  // `once`: it is closed after one answer.
+  HttpConnection(boost::asio::ip::tcp::socket socket, HttpContext* context, bool once);
   ~HttpConnection();
 
   boost::asio::awaitable<void> Run();
@@ -86,6 +88,9 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   HttpReply AnswerGet(const Exchange& exchange) const;
   boost::asio::awaitable<void> AnswerSmallPost(Exchange& exchange);
   boost::asio::awaitable<void> WriteReply(Exchange& exchange, HttpReply reply);
+  // For the request log: a generation request that gets `http_status` before it reaches the
+  // Session.
+  void RecordRefusal(const Exchange& exchange, int http_status) const;
 
   // http_generate.cc
   boost::asio::awaitable<void> AnswerGenerate(Exchange& exchange);
@@ -107,7 +112,11 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   // Reads and drops what the client still sends, so that it gets to read our refusal.
   boost::asio::awaitable<void> CloseGently();
 
+  // Of GET /health and GET /ready.
+  HttpReply AnswerProbe(Route route) const;
+
   HttpContext* const context_;
+  const bool once_;
   boost::beast::tcp_stream stream_;
   boost::beast::flat_buffer buffer_;
   const std::shared_ptr<Signal> signal_;

@@ -18,6 +18,7 @@ constexpr size_t kBatchBytes = 64 << 10;  // events that are ready together trav
 constexpr std::chrono::seconds kLongWait{3600};
 
 struct Started {
+  bool parsed = false;
   api::GenerateRequest request;  // without its prompt
   absl::StatusOr<std::unique_ptr<Generation>> generation;
 };
@@ -32,6 +33,7 @@ void StartGeneration(Session& session, bool chat, const std::string& request_id,
     started->generation = request.status();
     return;
   }
+  started->parsed = true;
   std::string().swap(body);
   request->request_id = request_id;
   phases.parse_us =
@@ -54,12 +56,14 @@ asio::awaitable<void> HttpConnection::AnswerGenerate(Exchange& exchange) {
   };
   const bool done = co_await RunOnWorker(std::move(work), &refusal);
   if (refusal) {
+    RecordRefusal(exchange, refusal->status);
     co_await WriteReply(exchange, *std::move(refusal));
     co_return;
   }
   if (!done) co_return;  // the client went away; `started` dies with the worker's closure
   if (!started->generation.ok()) {
     const absl::Status& status = started->generation.status();
+    if (!started->parsed) RecordRefusal(exchange, 400);
     spdlog::debug("request {} refused: {}", exchange.request_id,
                   absl::StatusCodeToString(status.code()));
     co_await WriteReply(exchange, ErrorReply(status));

@@ -5,17 +5,19 @@
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
-#include <spdlog/spdlog.h>
 
+#include <array>
+#include <map>
 #include <mutex>
-#include <nlohmann/json.hpp>
+#include <string_view>
 
-#include "server/api/openai_response.h"
+#include "kernels/kv_layout.h"
 
 namespace longhaul {
 namespace {
 
 using prometheus::Counter;
+using prometheus::Family;
 using prometheus::Gauge;
 using prometheus::Histogram;
 using Buckets = Histogram::BucketBoundaries;
@@ -28,8 +30,8 @@ const Buckets& RequestSeconds() {
   return buckets;
 }
 const Buckets& TokenSeconds() {
-  static const Buckets buckets = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15,
-                                  0.2,   0.3,    0.4,   0.5,  0.75,  1,    2.5,   5,   10};
+  static const Buckets buckets = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2,
+                                  0.3,   0.4,    0.5,   0.75, 1,     2.5,  5,     10,  40,   80};
   return buckets;
 }
 const Buckets& Tokens() {
@@ -42,33 +44,55 @@ const Buckets& Shares() {
                                   0.6,  0.7,  0.8,  0.85, 0.9,  0.95, 0.975, 0.99, 1};
   return buckets;
 }
+// Measured over predicted.
+const Buckets& Ratios() {
+  static const Buckets buckets = {0.1,  0.25, 0.5,  0.67, 0.8, 0.9, 0.95, 1,
+                                  1.05, 1.1,  1.25, 1.5,  2,   4,   8,    16};
+  return buckets;
+}
 
 double Seconds(int64_t us) { return static_cast<double>(us) * 1e-6; }
+
+// "finished_reason" of vllm:request_success_total; vLLM counts aborts and errors there, too.
+enum FinishedAs : size_t { kStop, kLength, kAbort, kError };
+constexpr std::array kFinishedAs = {"stop", "length", "abort", "error"};
+constexpr std::array kPhases = {"read",  "parse",   "template", "tokenize",
+                                "queue", "prefill", "decode"};
 
 }  // namespace
 
 struct Metrics::Impl {
-  explicit Impl(const std::string& model) : labels{{"model_name", model}} {}
+  explicit Impl(const std::string& model) : labels{{"model_name", model}} {
+    for (size_t i = 0; i < kFinishedAs.size(); ++i) {
+      finished[i] = &success.Add(With("finished_reason", kFinishedAs[i]));
+    }
+    for (size_t i = 0; i < kPhases.size(); ++i) {
+      phases[i] = &phase.Add(With("phase", kPhases[i]), RequestSeconds());
+    }
+    for (const char* reason : kRefusalReasons) {
+      refusals[reason] = &refused.Add(With("reason", reason));
+    }
+  }
 
   Gauge& MakeGauge(const char* name, const char* help) {
     return prometheus::BuildGauge().Name(name).Help(help).Register(registry).Add(labels);
   }
+  Family<Counter>& CounterFamily(const char* name, const char* help) {
+    return prometheus::BuildCounter().Name(name).Help(help).Register(registry);
+  }
   Counter& MakeCounter(const char* name, const char* help) {
-    return prometheus::BuildCounter().Name(name).Help(help).Register(registry).Add(labels);
+    return CounterFamily(name, help).Add(labels);
+  }
+  Family<Histogram>& HistogramFamily(const char* name, const char* help) {
+    return prometheus::BuildHistogram().Name(name).Help(help).Register(registry);
   }
   Histogram& MakeHistogram(const char* name, const char* help, const Buckets& buckets) {
-    return prometheus::BuildHistogram().Name(name).Help(help).Register(registry).Add(labels,
-                                                                                     buckets);
+    return HistogramFamily(name, help).Add(labels, buckets);
   }
-  Histogram& Phase(const char* phase) {
+  prometheus::Labels With(const char* name, const std::string& value) const {
     prometheus::Labels all = labels;
-    all["phase"] = phase;
-    return phases.Add(all, RequestSeconds());
-  }
-  Counter& Finished(const char* reason) {
-    prometheus::Labels all = labels;
-    all["finished_reason"] = reason;
-    return success.Add(all);
+    all[name] = value;
+    return all;
   }
   // Brings a counter up to a total that the engine counts.
   static void RaiseTo(Counter& counter, int64_t total) {
@@ -80,27 +104,64 @@ struct Metrics::Impl {
   prometheus::Registry registry;
   std::mutex render_mutex;
 
+  // State of the engine.
   Gauge& running = MakeGauge("vllm:num_requests_running", "Requests that prefill or decode.");
   Gauge& waiting = MakeGauge("vllm:num_requests_waiting", "Requests in the queue.");
+  Gauge& waiting_tokens =
+      MakeGauge("longhaul:waiting_tokens", "Prompt tokens of the requests in the queue.");
   Gauge& kv_usage = MakeGauge("vllm:kv_cache_usage_perc",
-                              "Share of the KV pages held by running requests, 0 to 1.");
+                              "Share of the KV pages held by or promised to running requests, 0 "
+                              "to 1.");
+  Family<Gauge>& cache_config = prometheus::BuildGauge()
+                                    .Name("vllm:cache_config_info")
+                                    .Help("Page size in tokens and number of pages, as labels.")
+                                    .Register(registry);
   Gauge& pages_total = MakeGauge("longhaul:kv_pages", "Pages of 64 tokens in the pool.");
   Gauge& pages_used = MakeGauge("longhaul:kv_pages_used", "Pages held by running requests.");
+  Gauge& pages_reserved = MakeGauge("longhaul:kv_pages_reserved",
+                                    "Pages promised to running requests and not yet written.");
   Gauge& pages_cached =
       MakeGauge("longhaul:kv_pages_cached", "Pages kept by the prefix cache alone.");
+  Gauge& pages_pinned =
+      MakeGauge("longhaul:kv_pages_pinned", "Of the cached pages, those kept for a retry.");
+  Counter& evictions = MakeCounter("longhaul:kv_pages_evicted_total",
+                                   "Cached pages that were given to other requests.");
+  Counter& preemptions =
+      MakeCounter("vllm:num_preemptions_total", "Always 0: admission reserves every page.");
   Counter& prefix_queries = MakeCounter("vllm:prefix_cache_queries_total",
                                         "Prompt tokens looked up in the prefix cache.");
   Counter& prefix_hits = MakeCounter("vllm:prefix_cache_hits_total", "Prompt tokens found there.");
+  Counter& joined =
+      MakeCounter("longhaul:joined_tokens_total",
+                  "Prompt tokens taken over from an equal prompt that was prefilled meanwhile.");
   Counter& prompt_tokens = MakeCounter("vllm:prompt_tokens_total", "Prompt tokens processed.");
   Counter& generation_tokens = MakeCounter("vllm:generation_tokens_total", "Tokens generated.");
+
+  // Steps of the engine.
   Counter& steps = MakeCounter("longhaul:engine_steps_total", "Steps of the engine.");
-  Counter& cancelled =
-      MakeCounter("longhaul:requests_cancelled_total", "Requests whose client went away.");
-  Counter& failed =
-      MakeCounter("longhaul:requests_failed_total", "Requests that failed after admission.");
+  Counter& failed_steps =
+      MakeCounter("longhaul:engine_steps_failed_total", "Steps that ended with an error.");
+  Histogram& step_time = MakeHistogram("longhaul:step_seconds", "One step.", RequestSeconds());
+  Histogram& slice_time = MakeHistogram(
+      "longhaul:slice_seconds", "The prefill slices of one step together.", RequestSeconds());
+  Histogram& decode_step = MakeHistogram("longhaul:decode_step_seconds",
+                                         "The decode rows of one step together.", RequestSeconds());
+  Histogram& step_ratio =
+      MakeHistogram("longhaul:step_prediction_ratio",
+                    "Measured time of a step over the predicted one.", Ratios());
+
+  // Requests.
   Histogram& ttft =
       MakeHistogram("vllm:time_to_first_token_seconds",
                     "From the first byte of the request to the first token.", RequestSeconds());
+  Histogram& token_gap = MakeHistogram("vllm:inter_token_latency_seconds",
+                                       "Between tokens of a choice.", TokenSeconds());
+  Histogram& token_gap_old =
+      MakeHistogram("vllm:time_per_output_token_seconds",
+                    "The former name of vllm:inter_token_latency_seconds.", TokenSeconds());
+  Histogram& per_token =
+      MakeHistogram("vllm:request_time_per_output_token_seconds",
+                    "Mean time between the tokens of a request.", TokenSeconds());
   Histogram& e2e =
       MakeHistogram("vllm:e2e_request_latency_seconds", "Whole request.", RequestSeconds());
   Histogram& queue =
@@ -110,50 +171,51 @@ struct Metrics::Impl {
                     "First slice of the prompt to the first token.", RequestSeconds());
   Histogram& decode =
       MakeHistogram("vllm:request_decode_time_seconds", "First token to last.", RequestSeconds());
-  Histogram& token_gap = MakeHistogram("vllm:inter_token_latency_seconds",
-                                       "Between tokens of a choice.", TokenSeconds());
+  Histogram& inference = MakeHistogram("vllm:request_inference_time_seconds",
+                                       "First slice to the last token.", RequestSeconds());
   Histogram& request_prompt =
       MakeHistogram("vllm:request_prompt_tokens", "Prompt tokens per request.", Tokens());
   Histogram& request_output =
       MakeHistogram("vllm:request_generation_tokens", "Generated tokens per request.", Tokens());
+  Family<Histogram>& phase = HistogramFamily(
+      "longhaul:phase_seconds", "Phases of a request, from its first byte on, one after another.");
   Histogram& density =
-      MakeHistogram("longhaul:prefill_density",
+      MakeHistogram("longhaul:attention_density",
                     "Share of the causal triangle that prefill attended to.", Shares());
-  Histogram& recall =
-      MakeHistogram("longhaul:prefill_recall",
-                    "Mean softmax mass kept, over the audit rows of a request.", Shares());
+  Histogram& recall = MakeHistogram(
+      "longhaul:recall", "Mean softmax mass kept, over the audit rows of a request.", Shares());
   Counter& repaired = MakeCounter("longhaul:repaired_head_epochs_total",
                                   "Head epochs done again densely because the audit failed.");
-  prometheus::Family<Histogram>& phases = prometheus::BuildHistogram()
-                                              .Name("longhaul:request_phase_seconds")
-                                              .Help("Phases of a request before the first token.")
-                                              .Register(registry);
-  prometheus::Family<Counter>& success = prometheus::BuildCounter()
-                                             .Name("vllm:request_success_total")
-                                             .Help("Finished requests, by reason.")
-                                             .Register(registry);
-  prometheus::Family<Counter>& http = prometheus::BuildCounter()
-                                          .Name("longhaul:http_responses_total")
-                                          .Help("Answers of the HTTP server, by status code.")
-                                          .Register(registry);
-  Histogram& phase_read = Phase("read");
-  Histogram& phase_parse = Phase("parse");
-  Histogram& phase_template = Phase("template");
-  Histogram& phase_tokenize = Phase("tokenize");
-  Histogram& phase_queue = Phase("queue");
-  Histogram& phase_prefill = Phase("prefill");
-  Counter& finished_stop = Finished("stop");
-  Counter& finished_length = Finished("length");
+  Counter& cancelled =
+      MakeCounter("longhaul:requests_cancelled_total", "Requests whose client went away.");
+  Counter& failed =
+      MakeCounter("longhaul:requests_failed_total", "Requests that failed after admission.");
+  Family<Counter>& success =
+      CounterFamily("vllm:request_success_total", "Finished choices, by reason.");
+  Family<Counter>& refused =
+      CounterFamily("longhaul:requests_refused_total", "Requests that were not taken, by reason.");
+  Family<Counter>& http =
+      CounterFamily("longhaul:http_responses_total", "Answers of the HTTP server, by status code.");
+  std::array<Counter*, kFinishedAs.size()> finished{};
+  std::array<Histogram*, kPhases.size()> phases{};
+  std::map<std::string_view, Counter*> refusals;
+  Gauge* cache_info = nullptr;  // made when the pool's size is known; guarded by render_mutex
 };
 
 Metrics::Metrics(const std::string& model_name) : impl_(std::make_unique<Impl>(model_name)) {}
 Metrics::~Metrics() = default;
 
-void Metrics::OnFinished(const RequestRecord& record) {
+void Metrics::OnRequest(const RequestRecord& record) {
   Impl& m = *impl_;
   const api::Summary& summary = record.summary;
+  if (record.refused) {
+    m.refusals.at(RefusalReason(record))->Increment();
+    return;
+  }
   if (!summary.status.ok()) {
-    (absl::IsCancelled(summary.status) ? m.cancelled : m.failed).Increment();
+    const bool cancelled = absl::IsCancelled(summary.status);
+    (cancelled ? m.cancelled : m.failed).Increment();
+    m.finished[cancelled ? kAbort : kError]->Increment();
     return;
   }
   const api::Timings& t = summary.timings;
@@ -162,20 +224,39 @@ void Metrics::OnFinished(const RequestRecord& record) {
   m.queue.Observe(Seconds(t.queue));
   m.prefill.Observe(Seconds(t.prefill));
   m.decode.Observe(Seconds(t.decode));
-  for (const double gap_s : record.token_gaps_s) m.token_gap.Observe(gap_s);
+  m.inference.Observe(Seconds(t.prefill + t.decode));
+  for (const double gap_s : record.token_gaps_s) {
+    m.token_gap.Observe(gap_s);
+    m.token_gap_old.Observe(gap_s);
+  }
+  if (const int64_t n_gaps = summary.usage.completion_tokens / record.n - 1; n_gaps > 0) {
+    m.per_token.Observe(Seconds(t.decode) / static_cast<double>(n_gaps));
+  }
   m.request_prompt.Observe(static_cast<double>(summary.usage.prompt_tokens));
   m.request_output.Observe(static_cast<double>(summary.usage.completion_tokens));
-  m.phase_read.Observe(Seconds(t.read));
-  m.phase_parse.Observe(Seconds(t.parse));
-  m.phase_template.Observe(Seconds(t.template_));
-  m.phase_tokenize.Observe(Seconds(t.tokenize));
-  m.phase_queue.Observe(Seconds(t.queue));
-  m.phase_prefill.Observe(Seconds(t.prefill));
+  const std::array<int64_t, kPhases.size()> phases_us = {
+      t.read, t.parse, t.template_, t.tokenize, t.queue, t.prefill, t.decode};
+  for (size_t i = 0; i < phases_us.size(); ++i) m.phases[i]->Observe(Seconds(phases_us[i]));
   if (summary.sparse.causal_pairs > 0) m.density.Observe(summary.sparse.Density());
   if (summary.sparse.n_recalls > 0) m.recall.Observe(summary.sparse.RecallMean());
   m.repaired.Increment(static_cast<double>(summary.sparse.n_repaired));
   for (const FinishReason reason : record.finished) {
-    (reason == FinishReason::kStop ? m.finished_stop : m.finished_length).Increment();
+    m.finished[reason == FinishReason::kStop ? kStop : kLength]->Increment();
+  }
+}
+
+void Metrics::OnStep(const StepRecord& step) {
+  Impl& m = *impl_;
+  m.step_time.Observe(Seconds(step.elapsed_us));
+  if (step.failed) {
+    m.failed_steps.Increment();
+    return;
+  }
+  if (step.n_slices > 0) m.slice_time.Observe(Seconds(step.slices_us));
+  if (step.n_decode_rows > 0) m.decode_step.Observe(Seconds(step.decode_us));
+  if (step.predicted_us > 0) {
+    m.step_ratio.Observe(static_cast<double>(step.elapsed_us) /
+                         static_cast<double>(step.predicted_us));
   }
 }
 
@@ -186,40 +267,32 @@ void Metrics::OnHttpResponse(int http_status) {
 std::string Metrics::Render(const EngineStats& stats) {
   Impl& m = *impl_;
   const std::lock_guard lock(m.render_mutex);  // RaiseTo reads and then adds
-  m.running.Set(static_cast<double>(stats.n_running));
-  m.waiting.Set(static_cast<double>(stats.n_waiting));
-  m.kv_usage.Set(stats.n_pages_total == 0 ? 0
-                                          : static_cast<double>(stats.n_pages_used) /
-                                                static_cast<double>(stats.n_pages_total));
-  m.pages_total.Set(static_cast<double>(stats.n_pages_total));
-  m.pages_used.Set(static_cast<double>(stats.n_pages_used));
-  m.pages_cached.Set(static_cast<double>(stats.n_pages_cached));
+  const auto set = [](Gauge& gauge, int64_t value) { gauge.Set(static_cast<double>(value)); };
+  set(m.running, stats.n_running);
+  set(m.waiting, stats.n_waiting);
+  set(m.waiting_tokens, stats.n_waiting_tokens);
+  const auto n_held = static_cast<double>(stats.n_pages_used + stats.n_pages_reserved);
+  m.kv_usage.Set(stats.n_pages_total == 0 ? 0 : n_held / static_cast<double>(stats.n_pages_total));
+  if (m.cache_info == nullptr && stats.n_pages_total > 0) {
+    prometheus::Labels labels = m.With("block_size", std::to_string(kPageTokens));
+    labels["num_gpu_blocks"] = std::to_string(stats.n_pages_total);
+    m.cache_info = &m.cache_config.Add(labels);
+    m.cache_info->Set(1);
+  }
+  set(m.pages_total, stats.n_pages_total);
+  set(m.pages_used, stats.n_pages_used);
+  set(m.pages_reserved, stats.n_pages_reserved);
+  set(m.pages_cached, stats.n_pages_cached);
+  set(m.pages_pinned, stats.n_pages_pinned);
+  Impl::RaiseTo(m.evictions, stats.n_evictions);
+  Impl::RaiseTo(m.preemptions, stats.n_preemptions);
   Impl::RaiseTo(m.prefix_queries, stats.prefix_queried_tokens);
   Impl::RaiseTo(m.prefix_hits, stats.prefix_hit_tokens);
+  Impl::RaiseTo(m.joined, stats.joined_tokens);
   Impl::RaiseTo(m.prompt_tokens, stats.prompt_tokens);
   Impl::RaiseTo(m.generation_tokens, stats.generation_tokens);
   Impl::RaiseTo(m.steps, stats.n_steps);
   return prometheus::TextSerializer().Serialize(m.registry.Collect());
-}
-
-void LogRequest(const RequestRecord& record) {
-  const api::Summary& summary = record.summary;
-  nlohmann::ordered_json line = {
-      {"event", "request"},
-      {"request_id", record.request_id},
-      {"kind", record.chat ? "chat" : "completion"},
-      {"status", summary.status.ok() ? "ok" : absl::StatusCodeToString(summary.status.code())},
-      {"n", record.n},
-      {"prompt_tokens", summary.usage.prompt_tokens},
-      {"cached_tokens", summary.usage.cached_tokens},
-      {"completion_tokens", summary.usage.completion_tokens},
-      {"e2e_s", record.e2e_s}};
-  if (summary.status.ok()) {
-    line.update(api::LonghaulObject(summary));
-  } else {
-    line["error"] = std::string(summary.status.message().data(), summary.status.message().size());
-  }
-  spdlog::info("{}", line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
 }
 
 }  // namespace longhaul

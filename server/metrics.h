@@ -1,13 +1,14 @@
-// Metrics: what GET /metrics shows, in Prometheus text. Names and meanings are vLLM's where it has
-// the metric ("vllm:..."), so that its dashboards and autoscalers work; ours are "longhaul:...".
-// Fed by RequestRecords and by EngineStats when it is read. Any thread.
+// Metrics: what GET /metrics shows, in Prometheus text; docs/operations.md lists every one. Names
+// and meanings are vLLM's where it has the metric ("vllm:..."), so that its dashboards and
+// autoscalers work; ours are "longhaul:...". Fed by RequestRecords and StepRecords, and by
+// EngineStats when it is read. Any thread.
 #pragma once
 
 #include <memory>
 #include <string>
 
 #include "engine/engine.h"
-#include "server/session.h"
+#include "server/request_record.h"
 
 namespace longhaul {
 
@@ -16,7 +17,10 @@ class Metrics {
   explicit Metrics(const std::string& model_name);
   ~Metrics();
 
-  void OnFinished(const RequestRecord& record);
+  // A request is over, refused ones included.
+  void OnRequest(const RequestRecord& record);
+  // On the engine thread, after each step: a few locks that nobody holds for long.
+  void OnStep(const StepRecord& step);
   // An answer of the HTTP server, by its status code.
   void OnHttpResponse(int http_status);
 
@@ -27,8 +31,5 @@ class Metrics {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-// One log line per request: ids, counts, times, never text.
-void LogRequest(const RequestRecord& record);
 
 }  // namespace longhaul

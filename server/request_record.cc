@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "server/api/status_map.h"
+
 namespace longhaul {
 
 RequestRecord RefusalRecord(std::string request_id, bool chat, const api::FrontPhases& phases,
@@ -20,7 +22,8 @@ const char* RefusalReason(const RequestRecord& record) {
   if (record.http_status == 413) return "body_too_large";
   switch (record.summary.status.code()) {
     case absl::StatusCode::kResourceExhausted:
-      return "queue_full";
+      // The scheduler refuses for the sake of a deadline alone, the queue before it for its bounds.
+      return api::ParamOf(record.summary.status) == "timeout" ? "deadline" : "queue_full";
     case absl::StatusCode::kDeadlineExceeded:
       return "deadline";
     case absl::StatusCode::kOutOfRange:
@@ -29,7 +32,7 @@ const char* RefusalReason(const RequestRecord& record) {
     case absl::StatusCode::kPermissionDenied:
       return "unauthorized";
     case absl::StatusCode::kUnavailable:
-      return "draining";
+      return "unavailable";
     case absl::StatusCode::kCancelled:
       return "cancelled";
     case absl::StatusCode::kInvalidArgument:

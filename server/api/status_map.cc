@@ -31,7 +31,9 @@ std::string ParamOf(const absl::Status& status) {
 }
 
 absl::Status AsRefusal(absl::Status status) {
-  if (absl::IsDeadlineExceeded(status)) status = WithParam(std::move(status), "timeout");
+  if (absl::IsDeadlineExceeded(status) || absl::IsResourceExhausted(status)) {
+    status = WithParam(std::move(status), "timeout");
+  }
   status.SetPayload(kRefusalPayload, absl::Cord());
   return status;
 }

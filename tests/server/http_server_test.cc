@@ -34,13 +34,14 @@ class HttpServerTest : public testing::Test {
     auto engine = std::make_unique<FakeEngine>(std::move(script));
     engine_ = engine.get();
     SessionConfig config = TestSessionConfig();
-    config.on_finished = [this](const RequestRecord& record) { metrics_.OnFinished(record); };
+    config.on_finished = [this](const RequestRecord& record) { metrics_.OnRequest(record); };
     session_ = Session::CreateWith(config, std::make_unique<ByteTokenizer>(), ChatForm::kChatMl,
                                    std::move(engine));
     auto server = HttpServer::Bind(options_);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
-    ASSERT_TRUE(server_->Serve(session_.get(), &metrics_).ok());
+    ASSERT_TRUE(server_->Listen(&metrics_).ok());
+    server_->Serve(session_.get());
   }
   int port() const { return server_->port(); }
   bool WaitUntil(const std::function<bool()>& condition) {
@@ -65,9 +66,9 @@ json Error(const HttpResponse& response) { return json::parse(response.body).at(
 
 TEST_F(HttpServerTest, SmallRoutes) {
   Start(Says("x"));
+  EXPECT_EQ(HttpClient(port()).Get("/health").status, 200);
+  EXPECT_EQ(HttpClient(port()).Get("/ready").status, 200);
   HttpClient client(port());  // all on one connection: keep-alive
-  EXPECT_EQ(client.Get("/health").status, 200);
-  EXPECT_EQ(client.Get("/ready").status, 200);
   EXPECT_EQ(json::parse(client.Get("/version").body)["version"], "9.9.9");
   EXPECT_EQ(json::parse(client.Get("/v1/models").body)["data"][0]["id"], "test-model");
   EXPECT_EQ(json::parse(client.Get("/v1/models/test%2Dmodel").body)["id"], "test-model");
@@ -374,12 +375,94 @@ TEST_F(HttpServerTest, ConnectionsAreBounded) {
   options_.max_connections = 2;
   Start(Says("ok"));
   HttpClient first(port()), second(port());
-  EXPECT_EQ(first.Get("/health").status, 200);
-  EXPECT_EQ(second.Get("/health").status, 200);
-  HttpClient third(port());
-  EXPECT_EQ(third.ReadResponse().status, 503);
+  EXPECT_EQ(first.Get("/version").status, 200);
+  EXPECT_EQ(second.Get("/version").status, 200);
+  EXPECT_EQ(HttpClient(port()).Get("/version").status, 503);
+  EXPECT_EQ(HttpClient(port()).Get("/health").status, 200) << "health checks get through";
   first.Close();
-  EXPECT_TRUE(WaitUntil([&] { return HttpClient(port()).Get("/health").status == 200; }));
+  EXPECT_TRUE(WaitUntil([&] { return HttpClient(port()).Get("/version").status == 200; }));
+}
+
+TEST_F(HttpServerTest, ProbesAnswerWhileTheModelIsLoading) {
+  auto server = HttpServer::Bind(options_);
+  ASSERT_TRUE(server.ok()) << server.status();
+  server_ = *std::move(server);
+  ASSERT_TRUE(server_->Listen(&metrics_).ok());
+  EXPECT_EQ(HttpClient(port()).Get("/health").status, 200);
+  const HttpResponse ready = HttpClient(port()).Get("/ready");
+  EXPECT_EQ(ready.status, 503);
+  EXPECT_EQ(json::parse(ready.body)["status"], "loading");
+  for (const char* path : {"/v1/models", "/metrics", "/version"}) {
+    EXPECT_EQ(HttpClient(port()).Get(path).status, 503) << path;
+  }
+  const HttpResponse post = HttpClient(port()).Post("/v1/completions", R"({"prompt":"x"})");
+  EXPECT_EQ(post.status, 503);
+  EXPECT_THAT(post.headers, HasSubstr("retry-after"));
+}
+
+TEST_F(HttpServerTest, AnUnhealthyEngineFailsBothProbes) {
+  Start(Says("x"));
+  engine_->SetHealth(absl::UnavailableError("a step takes \"too\" long"));
+  for (const char* path : {"/health", "/ready"}) {
+    const HttpResponse response = HttpClient(port()).Get(path);
+    EXPECT_EQ(response.status, 503) << path;
+    const json body = json::parse(response.body);
+    EXPECT_EQ(body["status"], "unhealthy");
+    EXPECT_EQ(body["reason"], "a step takes \"too\" long");
+  }
+  engine_->SetHealth(absl::OkStatus());
+  EXPECT_EQ(HttpClient(port()).Get("/health").status, 200);
+  EXPECT_EQ(HttpClient(port()).Get("/ready").status, 200);
+}
+
+// Network threads that hang (in a callback of this test) keep nobody from seeing that the process
+// lives.
+TEST_F(HttpServerTest, ProbesAnswerWhileEveryNetworkThreadIsBlocked) {
+  std::atomic<int> n_blocked{0};
+  std::atomic<bool> go{false};
+  options_.max_body_bytes = 10;
+  options_.on_refused = [&](const RequestRecord&) {
+    ++n_blocked;
+    while (!go) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  };
+  Start(Says("x"));
+  std::vector<std::unique_ptr<HttpClient>> clients;
+  for (int i = 0; i < options_.n_io_threads; ++i) {
+    clients.push_back(std::make_unique<HttpClient>(port()));
+    clients.back()->Send(HttpClient::PostText("/v1/completions", R"({"prompt":"too large"})"));
+  }
+  EXPECT_TRUE(WaitUntil([&] { return n_blocked == options_.n_io_threads; }));
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_EQ(HttpClient(port()).Get("/health").status, 200);
+    EXPECT_EQ(HttpClient(port()).Get("/ready").status, 200);
+  }
+  go = true;
+  for (const auto& client : clients) EXPECT_EQ(client->ReadResponse().status, 413);
+}
+
+TEST_F(HttpServerTest, RefusalsBeforeTheSessionAreRecorded) {
+  std::mutex mutex;
+  std::vector<std::string> reasons;
+  options_.api_keys = {"key"};
+  options_.max_body_bytes = 40;
+  options_.on_refused = [&](const RequestRecord& record) {
+    const std::lock_guard lock(mutex);
+    EXPECT_TRUE(record.refused);
+    EXPECT_FALSE(record.request_id.empty());
+    reasons.push_back(RefusalReason(record));
+  };
+  Start(Says("x"));
+  const std::string key = "Authorization: Bearer key\r\n";
+  HttpClient(port()).Post("/v1/completions", R"({"prompt":"x"})");
+  HttpClient(port()).Post("/v1/completions", std::string(41, ' '), key);
+  HttpClient(port()).Post("/v1/chat/completions", "{", key);
+  HttpClient(port()).Post("/tokenize", "{", key);                       // no request for an answer
+  HttpClient(port()).Post("/v1/completions", R"({"prompt":""})", key);  // the Session's to record
+  server_->BeginDrain();
+  HttpClient(port()).Post("/v1/completions", R"({"prompt":"x"})", key);
+  const std::lock_guard lock(mutex);
+  EXPECT_THAT(reasons,
+              testing::ElementsAre("unauthorized", "body_too_large", "invalid", "unavailable"));
 }
 
 TEST_F(HttpServerTest, DrainRefusesNewWorkAndFinishesOld) {

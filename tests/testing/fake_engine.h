@@ -100,7 +100,10 @@ class FakeEngine final : public Engine {
     stats.prompt_tokens = 7;
     return stats;
   }
-  absl::Status Health() const override { return absl::OkStatus(); }
+  absl::Status Health() const override {
+    const std::lock_guard lock(mutex_);
+    return health_;
+  }
   const ModelShape& shape() const override { return shape_; }
   int64_t max_model_len() const override { return max_model_len_; }
   bool Drain(std::chrono::milliseconds) override { return n_running_ == 0; }
@@ -113,6 +116,10 @@ class FakeEngine final : public Engine {
   void SetQueueStatus(absl::Status status) {
     const std::lock_guard lock(mutex_);
     queue_status_ = std::move(status);
+  }
+  void SetHealth(absl::Status status) {
+    const std::lock_guard lock(mutex_);
+    health_ = std::move(status);
   }
   // Requests from now on get this as their only event, as from an engine whose prediction says no.
   void SetVerdict(absl::Status status) {
@@ -146,7 +153,7 @@ class FakeEngine final : public Engine {
   const int64_t max_model_len_;
   ModelShape shape_;
   mutable std::mutex mutex_;
-  absl::Status submit_status_, queue_status_, verdict_;
+  absl::Status submit_status_, queue_status_, verdict_, health_;
   std::vector<Request> requests_;
   std::vector<std::thread> threads_;
   std::atomic<int> n_running_{0};
