@@ -32,7 +32,8 @@ struct EngineConfig {
   double retry_keep_share = 0.5;        // ... in at most this share of the page pool
   PrefillOrder prefill_order = PrefillOrder::kAuto;
   bool enable_prefix_caching = true;
-  SparseOptions sparse;       // default of requests that say nothing
+  bool self_measure = true;  // time some steps at the start; else the first predictions are guesses
+  SparseOptions sparse;      // default of requests that say nothing
   uint64_t model_digest = 0;  // of weights and config; root of every prefix key
 
   absl::Status Validate() const;

@@ -10,6 +10,7 @@
 
 #include "engine/request_check.h"
 #include "engine/scheduler.h"
+#include "engine/self_measure.h"
 #include "engine/stream_state.h"
 #include "fmt/format.h"
 #include "kernels/base/check.h"
@@ -59,7 +60,8 @@ struct Inbox {
 
 class EngineImpl : public Engine {
  public:
-  EngineImpl(const EngineConfig& config, std::unique_ptr<Executor> executor, StepObserver on_step)
+  EngineImpl(const EngineConfig& config, std::unique_ptr<Executor> executor,
+             const CostModel& cost_model, StepObserver on_step)
       : config_(config),
         on_step_(std::move(on_step)),
         executor_(std::move(executor)),
@@ -69,6 +71,7 @@ class EngineImpl : public Engine {
                 .vocab_size = executor_->shape().vocab_size},
         scheduler_(config_, executor_->shape(), executor_->n_pages()),
         inbox_(std::make_shared<Inbox>()) {
+    scheduler_.SetCostModel(cost_model);
     PublishStats();
     thread_ = std::thread([this] { Run(); });
   }
@@ -264,7 +267,12 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
     return absl::InvalidArgumentError(
         "the KV cache has no page; start the server with a larger --kv-cache-memory");
   }
-  return std::make_unique<EngineImpl>(completed, std::move(executor), std::move(on_step));
+  CostModel cost_model(shape);
+  if (completed.self_measure) {
+    LH_RETURN_IF_ERROR(SelfMeasure(completed, *executor, cost_model));
+  }
+  return std::make_unique<EngineImpl>(completed, std::move(executor), cost_model,
+                                      std::move(on_step));
 }
 
 }  // namespace longhaul

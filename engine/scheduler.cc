@@ -52,8 +52,7 @@ void Scheduler::Add(Request request, std::shared_ptr<EventSink> sink, int64_t no
   sequence->sink->Emit(
       AcceptedEvent{.cached_tokens = cached_tokens, .predicted_ttft_us = predicted_us});
   if (sequence->request.report_progress) {
-    sequence->times.last_progress_us = now_us;
-    sequence->sink->Emit(sequence->Progress(Phase::kQueued, now_us, QueuedEtaUs(*sequence)));
+    EmitProgress(*sequence, Phase::kQueued, now_us, predicted_us);
   }
   const auto place = std::upper_bound(
       waiting_.begin(), waiting_.end(), sequence->request.priority,

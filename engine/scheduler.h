@@ -24,6 +24,7 @@
 
 #include "engine/config.h"
 #include "engine/cost_model.h"
+#include "engine/prefill_forecast.h"
 #include "engine/request.h"
 #include "engine/sequence.h"
 #include "engine/step_plan.h"
@@ -80,6 +81,13 @@ class Scheduler {
   int64_t n_running() const { return n_running_choices_; }
   const SchedulerCounters& counters() const { return counters_; }
   const CostModel& cost_model() const { return cost_; }
+  // What was learned before (engine/self_measure.h).
+  void SetCostModel(const CostModel& model) { cost_ = model; }
+  // Of the step that was planned last.
+  double PredictedStepUs() const;
+  // Time from now until the first of those that wait is admitted, as far as slots decide; -1 = not
+  // known, or nobody waits.
+  int64_t PredictAdmissionUs() const;
   CacheStats cache_stats() const { return cache_.Stats(); }
   absl::Status CheckIntegrity() const;
 
@@ -145,16 +153,26 @@ class Scheduler {
   void CountChoice(const Choice& choice, const Sequence& sequence);
 
   // Predictions and progress
+  struct Outlook {
+    std::vector<const Sequence*> sequences;
+    std::vector<ForecastTime> times;  // parallel
+    int64_t DoneUs(const Sequence& sequence) const;
+  };
+
   void LearnFrom(const PlannedSlice& planned, const PrefillSlice& slice, const SliceResult& result);
   double RemainingUs(const Sequence& sequence) const;
-  int64_t EtaUs(const Sequence& sequence) const;
-  int64_t QueuedEtaUs(const Sequence& sequence) const;
-  // Time from now until the first token of a request that waits (or is about to), when
-  // `cached_tokens` of its prompt need no work; -1 = not known. PrefillAloneUs: on an idle server.
+  double DecodeStepUs() const;
+  int64_t WithDecodeUs(double prefill_us) const;
+  Outlook Forecast(const Sequence* newcomer, double newcomer_us) const;
+  void Follow(std::span<const Sequence* const> sequences, int64_t job, ForecastJob& forecast) const;
+  // Time from now until the first token of a request that is about to wait, when `cached_tokens` of
+  // its prompt need no work; -1 = not known. PrefillAloneUs: on an idle server.
   int64_t PredictTtftUs(const Sequence& sequence, int64_t cached_tokens) const;
   int64_t PrefillAloneUs(const Sequence& sequence, int64_t cached_tokens) const;
-  void EmitPrefillProgress(int64_t now_us);
-  void EmitQueuedProgress(int64_t now_us);
+  // To those served in this step, and to the others that wait for their first token every half a
+  // second.
+  void EmitProgress(int64_t now_us);
+  void EmitProgress(Sequence& sequence, Phase phase, int64_t now_us, int64_t eta_us);
 
   const EngineConfig config_;
   const ModelShape& shape_;
@@ -168,8 +186,8 @@ class Scheduler {
   int64_t n_running_choices_ = 0;  // n of each running request
   int64_t n_long_prefills_ = 0;
   bool layer_store_is_free_ = false;
-  double short_credit_us_;    // time that short prompts may take before a long one's turn
-  double long_clock_us_ = 0;  // turn_us of the long prompt that had the last turn
+  double short_credit_us_;         // time that short prompts may take before a long one's turn
+  double long_clock_us_ = 0;       // turn_us of the long prompt that had the last turn
   uint64_t resource_version_ = 1;  // bumped when an admission may newly succeed
   int64_t next_seq_id_ = 1;
 

@@ -28,9 +28,8 @@ void Scheduler::Complete(const StepResult& result, int64_t now_us) {
   for (size_t i = 0; i < slices_.size(); ++i) {
     CompleteSlice(slices_[i], plan_.prefill[i], result.slices[i], now_us);
   }
-  EmitPrefillProgress(now_us);
+  EmitProgress(now_us);
   RemoveEnded();
-  EmitQueuedProgress(now_us);
 }
 
 void Scheduler::CompleteRow(const PlannedRow& row, std::span<const float> logits, int64_t now_us) {
@@ -120,23 +119,10 @@ void Scheduler::CompleteEpoch(Sequence& sequence, int64_t begin, int64_t end) {
   ++resource_version_;  // others may match what was published
 }
 
-// Once per prompt and step.
-void Scheduler::EmitPrefillProgress(int64_t now_us) {
-  const Sequence* last = nullptr;
-  for (const PlannedSlice& planned : slices_) {
-    const Sequence& sequence = *planned.sequence;
-    if (&sequence == last || sequence.ended || !sequence.prefilling()) continue;
-    last = &sequence;
-    if (sequence.request.report_progress) {
-      sequence.sink->Emit(sequence.Progress(Phase::kPrefill, now_us, EtaUs(sequence)));
-    }
-  }
-}
-
 void Scheduler::StartDecode(Sequence& sequence, std::span<const float> logits, int64_t now_us) {
   FreeSlot(sequence);
   if (sequence.request.report_progress) {
-    sequence.sink->Emit(sequence.Progress(Phase::kDecode, now_us, 0));
+    EmitProgress(sequence, Phase::kDecode, now_us, 0);
   }
   sequence.StartChoices(logits, &next_seq_id_, now_us);
   std::vector<Choice*> going_on;
