@@ -6,7 +6,9 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <functional>
 #include <optional>
+#include <string_view>
 
 #include "server/cmd_bench_attention.h"
 #include "server/cmd_bench_ttft.h"
@@ -24,11 +26,15 @@ constexpr int kUsageError = 2;
 class TableFlags {
  public:
   void AddTo(CLI::App* app, bool with_serve_flags) {
+    AddSomeTo(app, [with_serve_flags](const FlagSpec& flag) {
+      return with_serve_flags || flag.group != FlagGroup::kServe;
+    });
+  }
+  void AddSomeTo(CLI::App* app, const std::function<bool(const FlagSpec&)>& includes) {
     app->add_option("--config", config_path_, "YAML file with these settings; flags go first")
         ->group("Settings");
     for (const FlagSpec& flag : FlagTable()) {
-      if (flag.group == FlagGroup::kServe && !with_serve_flags) continue;
-      AddFlag(app, flag);
+      if (includes(flag)) AddFlag(app, flag);
     }
     app->allow_extras();  // reported with a suggestion by Unknown()
     app_ = app;
@@ -90,13 +96,11 @@ struct Commands {
   CLI::App* bench_attention = nullptr;
   CLI::App* health = nullptr;
   CLI::App* version = nullptr;
-  TableFlags serve_flags, generate_flags, ttft_flags;
+  TableFlags serve_flags, generate_flags, ttft_flags, health_flags;
   GenerateOptions generate_options;
   BenchTtftOptions ttft_options;
   BenchAttentionOptions attention_options;
   std::string attention_kv_dtype = "float32", attention_backend = "cpu";
-  std::string health_host = "127.0.0.1";
-  int health_port = 8000;
 };
 
 void AddGenerate(Commands& c) {
@@ -171,10 +175,10 @@ void AddCommands(Commands& c) {
   AddGenerate(c);
   AddBench(c);
   c.health = c.app.add_subcommand("health", "Exit code 0 when a server is ready");
-  c.health->add_option("--host", c.health_host, "")->capture_default_str();
-  c.health->add_option("--port", c.health_port, "")
-      ->check(CLI::Range(1, 65535))
-      ->capture_default_str();
+  c.health_flags.AddSomeTo(c.health, [](const FlagSpec& flag) {
+    const std::string_view name = flag.name;
+    return name == "host" || name == "port";
+  });
   c.version = c.app.add_subcommand("version", "Print the version");
 }
 
@@ -235,7 +239,7 @@ int RunCli(int argc, const char* const* argv, const Environment& environment) {
     });
   }
   if (c.bench_attention->parsed()) return RunAttention(c);
-  if (c.health->parsed()) return RunHealth(c.health_host, c.health_port);
+  if (c.health->parsed()) return RunWith(c.health_flags, environment, RunHealth);
   fmt::print("longhaul {}\n", kVersion);
   return 0;
 }

@@ -12,18 +12,36 @@
 #include <boost/beast/http/write.hpp>
 #include <chrono>
 #include <cstdio>
+#include <string>
 
 namespace longhaul {
+namespace {
 
-int RunHealth(const std::string& host, int port) {
+// An address to connect to, for one to listen on.
+std::string ConnectHost(const std::string& listen_host) {
+  if (listen_host == "0.0.0.0") return "127.0.0.1";
+  if (listen_host == "::") return "::1";
+  return listen_host;
+}
+
+}  // namespace
+
+int RunHealth(const ServerConfig& config) {
   namespace beast = boost::beast;
   namespace http = beast::http;
   using boost::asio::ip::tcp;
 
+  if (config.port == 0) {
+    fmt::print(
+        stderr,
+        "longhaul health: the server takes any free port (--port 0); name the one it took\n");
+    return 2;
+  }
+  const std::string host = ConnectHost(config.host);
   boost::asio::io_context io;
   boost::system::error_code error;
   tcp::resolver resolver(io);
-  const auto endpoints = resolver.resolve(host, std::to_string(port), error);
+  const auto endpoints = resolver.resolve(host, std::to_string(config.port), error);
   beast::tcp_stream stream(io);
   http::response<http::string_body> response;
   if (!error) {
@@ -49,7 +67,7 @@ int RunHealth(const std::string& host, int port) {
     }
   }
   if (error) {
-    fmt::print(stderr, "longhaul health: {}:{}: {}\n", host, port, error.message());
+    fmt::print(stderr, "longhaul health: {}:{}: {}\n", host, config.port, error.message());
     return 1;
   }
   if (response.result() != http::status::ok) {
