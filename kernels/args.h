@@ -79,16 +79,18 @@ struct AttendDenseArgs {
   int64_t q_begin = 0;
   KvView kv;
   float scale = 0;                       // 1 / sqrt(D)
+  int64_t window = 0;                    // row i sees keys (i - window, i] alone; 0 = all of [0, i]
   const uint8_t* head_mask = nullptr;    // [H] only heads with a nonzero byte are computed; null = all
   TensorView out;                        // [T, H, D] f32, written
   TensorView lse = {};                   // [T, H] f32 natural log-sum-exp of scaled scores; or empty
 };
 
-// One decode row per sequence: row b attends to all kvs[b].n_tokens keys.
+// One decode row per sequence: row b attends to all kvs[b].n_tokens keys, or to the last `window`.
 struct AttendDecodeArgs {
   TensorView q;                 // [B, H, D] f32; rows may be strided
   const KvView* kvs = nullptr;  // [B]
   float scale = 0;
+  int64_t window = 0;           // 0 = all keys
   TensorView out;               // [B, H, D] f32, written
 };
 

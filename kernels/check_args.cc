@@ -111,12 +111,14 @@ void CheckArgs(const RopeKvWriteArgs& args) {
 
 void CheckArgs(const AttendDenseArgs& args) {
   const int64_t n_heads = CheckQueries(args.q, args.q_begin, args.kv);
+  LH_CHECK(args.window >= 0);
   LH_CHECK(IsHeads(args.out, args.q.dim(0), n_heads, args.kv.head_dim));
   LH_CHECK(args.lse.empty() || IsF32(args.lse, {args.q.dim(0), n_heads}));
 }
 
 void CheckArgs(const AttendDecodeArgs& args) {
   LH_CHECK(args.q.rank() == 3 && (args.kvs != nullptr || args.q.dim(0) == 0));
+  LH_CHECK(args.window >= 0);
   for (int64_t b = 0; b < args.q.dim(0); ++b) {
     CheckKv(args.kvs[b]);
     LH_CHECK(args.kvs[b].n_tokens > 0);

@@ -90,15 +90,33 @@ void ParseShape(Fields& fields, const Architecture& family, ModelShape& shape) {
   }
 }
 
-void CheckSlidingWindow(Fields& fields, const Architecture& family, int64_t max_positions) {
-  const int64_t window = fields.Int("sliding_window", 1, INT64_MAX, INT64_MAX);
-  const bool used =
-      family.sliding_window == SlidingWindow::kAlways ||
-      (family.sliding_window == SlidingWindow::kIfUsed && fields.Bool("use_sliding_window", false));
-  if (used && window < max_positions) {
-    fields.FailUnimplemented(
-        fmt::format("sliding window attention over {} tokens is not supported", window));
+// Which layers see a window only: as layer_types says where it is given, else as the family does.
+std::vector<int64_t> ParseWindows(Fields& fields, const Architecture& family, int64_t n_layers) {
+  std::vector<int64_t> windows(n_layers, 0);
+  const int64_t window = fields.Int("sliding_window", 1, INT64_MAX, 0);
+  const bool always = family.sliding_window == SlidingWindow::kAlways;
+  const bool used = always || (family.sliding_window == SlidingWindow::kIfUsed &&
+                               fields.Bool("use_sliding_window", false));
+  if (!used || window == 0) return windows;
+
+  const Json* types = fields.Find("layer_types");
+  if (types != nullptr && (!types->is_array() || types->size() != windows.size())) {
+    fields.Fail(fmt::format("'layer_types' must be a list of {} names", n_layers));
+    return windows;
   }
+  const int64_t first_layer = always ? 0 : fields.Int("max_window_layers", 0, INT32_MAX, n_layers);
+  for (int64_t layer = 0; layer < n_layers; ++layer) {
+    if (types == nullptr) {
+      windows[layer] = layer >= first_layer ? window : 0;
+    } else if ((*types)[layer] == "sliding_attention") {
+      windows[layer] = window;
+    } else if ((*types)[layer] != "full_attention") {
+      fields.FailUnimplemented(fmt::format(
+          "'layer_types' holds {} for layer {}; supported are full_attention, sliding_attention",
+          Fields::Show((*types)[layer]), layer));
+    }
+  }
+  return windows;
 }
 
 // What the rope type allows beyond max_position_embeddings, and what is served unasked.
@@ -140,8 +158,8 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& json_text,
   const bool bias = fields.Bool(names.attention_bias, false);
   config.qkv_bias = bias || family->always_qkv_bias;
   config.o_bias = bias && family->bias_covers_o;
-  CheckSlidingWindow(fields, *family, config.shape.max_positions);
   LH_RETURN_IF_ERROR(fields.status());
+  config.windows = ParseWindows(fields, *family, config.shape.n_layers);
 
   constexpr double kTheta = 10000.0;
   const double theta_ratio =
@@ -152,7 +170,6 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& json_text,
                                    .partial_factor = family->partial_rotary_factor,
                                    .yarn_is_longrope = family->yarn_is_longrope});
   LH_RETURN_IF_ERROR(fields.status());
-  config.windows.assign(config.shape.n_layers, 0);
   SetContext(config);
   return config;
 }

@@ -275,6 +275,12 @@ class SparseEpochRun {
   Scratch s_;
 };
 
+// (row, key) pairs of rows [begin, end) that see the last `window` keys each.
+int64_t WindowPairs(int64_t begin, int64_t end, int64_t window) {
+  const int64_t n_growing = std::clamp(window, begin, end) - begin;  // rows with fewer keys
+  return CausalPairs({begin, begin + n_growing}) + (end - begin - n_growing) * window;
+}
+
 }  // namespace
 
 EpochAttention PlanEpochAttention(const SparseOptions& options, int64_t begin, int64_t end,
@@ -290,7 +296,8 @@ void RunPrefillAttention(const PrefillAttentionArgs& args, const ModelShape& sha
                          Backend& backend, Arena& arena, SparseReport& report) {
   ArenaScope scope(arena);
   const int64_t n_q = args.q.dim(0);
-  const int64_t n_policy_rows = args.epoch->n_policy_rows;
+  const bool windowed = args.window > 0 && args.window < args.q_begin + n_q;
+  const int64_t n_policy_rows = windowed ? 0 : args.epoch->n_policy_rows;
   if (n_policy_rows > 0) {
     SparseEpochRun(args, shape, backend, arena).Run(args.alpha, report);
   }
@@ -300,10 +307,13 @@ void RunPrefillAttention(const PrefillAttentionArgs& args, const ModelShape& sha
                        .q_begin = exact_begin,
                        .kv = args.kv,
                        .scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim)),
+                       .window = windowed ? args.window : 0,
                        .head_mask = nullptr,
                        .out = args.out.Slice(n_policy_rows, n_q),
                        .lse = {}});
-  const int64_t exact_pairs = shape.n_heads * CausalPairs({exact_begin, args.q_begin + n_q});
+  const int64_t exact_pairs =
+      shape.n_heads * (windowed ? WindowPairs(exact_begin, args.q_begin + n_q, args.window)
+                                : CausalPairs({exact_begin, args.q_begin + n_q}));
   report.kept_pairs += exact_pairs;
   report.causal_pairs += exact_pairs;
 }

@@ -33,10 +33,14 @@ struct PrefillAttentionArgs {
   int64_t q_begin = 0;
   KvView kv;  // n_tokens = q_begin + T
   const EpochAttention* epoch = nullptr;
+  int64_t window = 0;      // of this layer's sliding window attention; 0 = none
   float* alpha = nullptr;  // [H] of this layer, host memory; steered by the audit
   TensorView out;          // [T, H, D] f32, written
 };
 
+// Where the layer's sliding window hides keys, rows attend to their window exactly, whatever the
+// policy: it leaves nothing to choose from.
+//
 // Adds what it did to `report`: pairs of all rows; cells and recalls of the rows under a sparse
 // policy. A recall is that of the attention used: 1 for the audit rows of dense and of repaired
 // heads.

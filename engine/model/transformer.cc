@@ -127,6 +127,7 @@ void Transformer::Attend(const Batch& batch, int32_t layer, TensorView q, Tensor
     backend_.AttendDecode({.q = q,
                            .kvs = kvs_.data(),
                            .scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim)),
+                           .window = config_.windows[layer],
                            .out = out});
     return;
   }
@@ -134,6 +135,7 @@ void Transformer::Attend(const Batch& batch, int32_t layer, TensorView q, Tensor
                        .q_begin = batch.positions[0],
                        .kv = kvs_[0],
                        .epoch = batch.epoch,
+                       .window = config_.windows[layer],
                        .alpha = batch.sparse_state->alpha.data() + int64_t{layer} * shape.n_heads,
                        .out = out},
                       shape, backend_, arena, *batch.report);

@@ -50,6 +50,7 @@ void CpuAttention::AttendDense(const AttendDenseArgs& args) {
                                   .q_begin = args.q_begin,
                                   .kv = args.kv,
                                   .scale = args.scale,
+                                  .window = args.window,
                                   .out = args.out,
                                   .lse = args.lse};
   const int64_t n_groups = static_cast<int64_t>(groups.size());
@@ -77,10 +78,15 @@ int64_t DecodePartialFloats(int64_t head_dim) { return 1 + kPadFloats + PaddedDi
 struct DecodeItem {
   int64_t row;  // sequence of the batch
   int64_t kv_head;
-  int64_t begin;  // keys [begin, end)
+  int64_t begin;  // keys [begin, end), less those below the window in the first tile
   int64_t end;
   float* partials;  // [G, DecodePartialFloats]
 };
+
+// First key that decode row b sees.
+int64_t FirstDecodeKey(const AttendDecodeArgs& args, int64_t b) {
+  return cpu::FirstVisibleKey(args.kvs[b].n_tokens - 1, args.window);
+}
 
 void RunDecodeItem(const AttendDecodeArgs& args, const DecodeItem& item, ThreadScratch& scratch) {
   const KvView& kv = args.kvs[item.row];
@@ -94,8 +100,11 @@ void RunDecodeItem(const AttendDecodeArgs& args, const DecodeItem& item, ThreadS
   for (int64_t begin = item.begin; begin < item.end; begin += kTileKeys) {
     const int64_t n_keys = std::min(kTileKeys, item.end - begin);
     scratch.tile.LoadPage(kv, item.kv_head, begin, n_keys, /*with_values=*/true);
-    const bool masked = n_keys < kTileKeys;
-    if (masked) std::fill_n(block.visible(), group, cpu::LowBits(n_keys));
+    const int64_t n_hidden = FirstDecodeKey(args, item.row) - begin;
+    const bool masked = n_keys < kTileKeys || n_hidden > 0;
+    if (masked) {
+      std::fill_n(block.visible(), group, cpu::LowBits(n_keys) & ~cpu::LowBits(n_hidden));
+    }
     AttendRows(scratch.tile, block, 0, group, masked);
   }
   for (int64_t g = 0; g < group; ++g) {
@@ -138,11 +147,15 @@ void CpuAttention::AttendDecode(const AttendDecodeArgs& args) {
   for (int64_t b = 0; b < n_rows; ++b) {
     first_item[b] = static_cast<int64_t>(items.size());
     LH_CHECK(args.kvs[b].n_tokens > 0 && args.kvs[b].head_dim == head_dim);
+    const int64_t first_key = FirstDecodeKey(args, b);
+    const int64_t first_tile = first_key - first_key % kTileKeys;
     for (int64_t kv_head = 0; kv_head < n_kv_heads; ++kv_head) {
-      for (int64_t begin = 0; begin < args.kvs[b].n_tokens; begin += kDecodeChunkKeys) {
+      // Chunks lie on an absolute grid: what is merged does not move with the window.
+      for (int64_t begin = first_key - first_key % kDecodeChunkKeys; begin < args.kvs[b].n_tokens;
+           begin += kDecodeChunkKeys) {
         items.push_back({.row = b,
                          .kv_head = kv_head,
-                         .begin = begin,
+                         .begin = std::max(begin, first_tile),
                          .end = std::min(begin + kDecodeChunkKeys, args.kvs[b].n_tokens),
                          .partials = nullptr});
       }
@@ -157,7 +170,8 @@ void CpuAttention::AttendDecode(const AttendDecodeArgs& args) {
   pool_->ParallelFor(n_rows * n_heads, [&](int64_t i, int) {
     const int64_t b = i / n_heads;
     const int64_t head = i % n_heads;
-    const int64_t n_chunks = CeilDiv(args.kvs[b].n_tokens, kDecodeChunkKeys);
+    const int64_t n_chunks = CeilDiv(args.kvs[b].n_tokens, kDecodeChunkKeys) -
+                             FirstDecodeKey(args, b) / kDecodeChunkKeys;
     const DecodeItem& first = items[first_item[b] + head / group * n_chunks];
     MergeDecode(first.partials + head % group * partial_floats, n_chunks, group * partial_floats,
                 head_dim, args.out.Row<float>(b) + head * args.out.stride(1));

@@ -150,17 +150,25 @@ void RunDenseItem(const DenseTensors& tensors, const DenseItem& item, ThreadScra
   }
   const int64_t first_position = tensors.q_begin + item.row_begin;
   const int64_t n_keys = tensors.q_begin + item.row_end;
-  for (int64_t begin = 0; begin < n_keys; begin += kTileKeys) {
+  const int64_t window = tensors.window == 0 ? n_keys : std::min(tensors.window, n_keys);
+  const int64_t first_key = FirstVisibleKey(first_position, window);
+  const int64_t last_first_key = FirstVisibleKey(n_keys - 1, window);
+  for (int64_t begin = first_key - first_key % kTileKeys; begin < n_keys; begin += kTileKeys) {
     scratch.tile.LoadPage(kv, item.kv_head, begin, std::min(kTileKeys, n_keys - begin),
                           /*with_values=*/true);
+    // Rows that see a key of this tile: not before it, and their window reaches into it.
     const int64_t first_row = std::max<int64_t>(0, begin - first_position) * n_heads;
-    const bool masked = first_position < begin + kTileKeys - 1;
+    const int64_t end_row =
+        std::min(n_rows, (begin + kTileKeys - 1 + window - first_position) * n_heads);
+    const bool masked = first_position < begin + kTileKeys - 1 || last_first_key > begin;
     if (masked) {
-      for (int64_t r = first_row; r < n_rows; ++r) {
-        block.visible()[r] = LowBits(first_position + r / n_heads - begin + 1);
+      for (int64_t r = first_row; r < end_row; ++r) {
+        const int64_t position = first_position + r / n_heads;
+        block.visible()[r] =
+            LowBits(position - begin + 1) & ~LowBits(FirstVisibleKey(position, window) - begin);
       }
     }
-    AttendRows(scratch.tile, block, first_row, n_rows, masked);
+    AttendRows(scratch.tile, block, first_row, end_row, masked);
   }
   for (int64_t r = 0; r < n_rows; ++r) {
     const int64_t token = item.row_begin + r / n_heads;

@@ -106,6 +106,11 @@ void AttendRows(const KeyTile& tile, RowBlock& block, int64_t begin, int64_t end
 // The same for the log-sum-exp alone.
 void LseRows(const KeyTile& tile, RowBlock& block, int64_t begin, int64_t end, bool masked);
 
+// First key that a row at `position` sees through a sliding window; 0 = no window.
+constexpr int64_t FirstVisibleKey(int64_t position, int64_t window) {
+  return window == 0 || window > position ? 0 : position - window + 1;
+}
+
 // log2 of the sum of 2^x[i * stride], in index order; -inf for all -inf.
 float MergeLse2(const float* x, int64_t n, int64_t stride);
 
@@ -136,8 +141,9 @@ struct DenseTensors {
   int64_t q_begin = 0;
   KvView kv;
   float scale = 0;
-  TensorView out;  // [T, H, D]
-  TensorView lse;  // [T, H] or empty
+  int64_t window = 0;  // 0 = all keys
+  TensorView out;      // [T, H, D]
+  TensorView lse;      // [T, H] or empty
 };
 void RunDenseItem(const DenseTensors& tensors, const DenseItem& item, ThreadScratch& scratch);
 // Query tokens of a dense item, so that its rows fill the caches and every thread has work.

@@ -76,6 +76,11 @@ class Row {
 
 const auto kAllKeys = [](int64_t) { return true; };
 
+// The keys that a row at `position` sees through a sliding window; 0: all.
+auto InWindow(int64_t window, int64_t position) {
+  return [=](int64_t key) { return window == 0 || key > position - window; };
+}
+
 // Query head `head` of row `t` of q, at token `position`: it sees keys [0, position].
 Row MakeRow(const TensorView& q, int64_t t, int64_t head, int64_t position, const KvView& kv,
             double scale) {
@@ -92,7 +97,8 @@ void AttendDense(const AttendDenseArgs& args) {
     for (int64_t h = 0; h < args.q.dim(1); ++h) {
       if (args.head_mask != nullptr && !args.head_mask[h]) continue;
       const Row row = MakeRow(args.q, t, h, args.q_begin + t, args.kv, args.scale);
-      const double lse = row.Attend(kAllKeys, args.out.Row<float>(t) + h * head_dim);
+      const double lse = row.Attend(InWindow(args.window, args.q_begin + t),
+                                    args.out.Row<float>(t) + h * head_dim);
       if (!args.lse.empty()) args.lse.Row<float>(t)[h] = static_cast<float>(lse);
     }
   }
@@ -104,7 +110,7 @@ void AttendDecode(const AttendDecodeArgs& args) {
     const KvView& kv = args.kvs[b];
     for (int64_t h = 0; h < args.q.dim(1); ++h) {
       const Row row = MakeRow(args.q, b, h, kv.n_tokens - 1, kv, args.scale);
-      row.Attend(kAllKeys, args.out.Row<float>(b) + h * kv.head_dim);
+      row.Attend(InWindow(args.window, kv.n_tokens - 1), args.out.Row<float>(b) + h * kv.head_dim);
     }
   }
 }

@@ -65,15 +65,34 @@ TEST(ModelConfigTest, KnowsTheFamilies) {
   Json mistral = Base();
   mistral["architectures"] = {"MistralForCausalLM"};
   EXPECT_TRUE(Parse(mistral).ok());
-  mistral["sliding_window"] = 4096;  // as long as the context: no limit
-  EXPECT_TRUE(Parse(mistral).ok());
+  EXPECT_EQ(Parse(mistral)->windows, std::vector<int64_t>({0, 0, 0}));
   mistral["sliding_window"] = 1024;
-  EXPECT_EQ(Parse(mistral).status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(Parse(mistral)->windows, std::vector<int64_t>({1024, 1024, 1024}));
   EXPECT_TRUE(With("architectures", {"Qwen3ForCausalLM"})->family->qk_norm);
   EXPECT_THAT(ErrorWith("architectures", {"GPT2LMHeadModel"}, absl::StatusCode::kUnimplemented),
               HasSubstr("GPT2LMHeadModel"));
   ErrorWith("architectures", Json::array());
   ErrorWith("architectures", "LlamaForCausalLM");
+}
+
+TEST(ModelConfigTest, SlidingWindowByLayer) {
+  EXPECT_EQ(With("sliding_window", 1024)->windows[0], 0);  // Llama ignores it
+  Json qwen = Base();
+  qwen["architectures"] = {"Qwen2ForCausalLM"};
+  qwen["sliding_window"] = 1024;
+  EXPECT_EQ(Parse(qwen)->windows[2], 0);  // only with use_sliding_window
+  qwen["use_sliding_window"] = true;
+  EXPECT_EQ(Parse(qwen)->windows[2], 0);  // and from max_window_layers on
+  qwen["max_window_layers"] = 1;
+  EXPECT_EQ(Parse(qwen)->windows, std::vector<int64_t>({0, 1024, 1024}));
+  qwen["layer_types"] = {"sliding_attention", "full_attention", "full_attention"};
+  EXPECT_EQ(Parse(qwen)->windows, std::vector<int64_t>({1024, 0, 0}));
+  qwen["layer_types"] = {"sliding_attention"};
+  EXPECT_THAT(std::string(Parse(qwen).status().message()), HasSubstr("layer_types"));
+  qwen["layer_types"] = {"full_attention", "chunked_attention", "full_attention"};
+  const absl::Status status = Parse(qwen).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("chunked_attention"));
 }
 
 // Field names and switches of its own.

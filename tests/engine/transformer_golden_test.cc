@@ -130,6 +130,19 @@ TEST_P(GoldenTest, SampleWithAlphaOne) {
   EXPECT_LT(RelativeError(Prefill(*executor, s, 64), golden.At(golden.n_tokens() - 1)), kTolerance);
 }
 
+// A layer with a window leaves a sparse policy nothing to choose: whatever its budget, exact.
+class WindowGoldenTest : public GoldenTest {};
+
+TEST_P(WindowGoldenTest, StreamingIsExact) {
+  const Golden golden = Load();
+  const auto executor = Load(golden, /*epoch_tokens=*/128);
+  DrivenSequence s = MakeSequence(golden.input_ids, 0);
+  s.sparse = {.mode = SparseMode::kStreaming, .sink = 0, .window = 64, .dense_tail_tokens = 0};
+  EXPECT_LT(RelativeError(Prefill(*executor, s, 128), golden.At(golden.n_tokens() - 1)),
+            kTolerance);
+  EXPECT_EQ(s.report.Density(), 1.0);
+}
+
 TEST_P(GoldenTest, DecodeOfEveryPosition) {
   const Golden golden = Load();
   const auto executor = Load(golden, /*epoch_tokens=*/64);
@@ -189,6 +202,10 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Combine(::testing::ValuesIn(ModelsWith("golden_short.safetensors")),
                        ::testing::Values("ref", "cpu")),
     TestName);
+INSTANTIATE_TEST_SUITE_P(Models, WindowGoldenTest,
+                         ::testing::Combine(::testing::Values("window_mistral_bf16"),
+                                            ::testing::Values("ref", "cpu")),
+                         TestName);
 
 }  // namespace
 }  // namespace longhaul

@@ -32,28 +32,32 @@ class AttentionCpuInvarianceTest : public ::testing::TestWithParam<DType> {
 };
 
 TEST_P(AttentionCpuInvarianceTest, DenseRowsAloneAndSliced) {
-  Tensor whole({700, 4, 64}), whole_lse({700, 4});
-  together_.AttendDense({.q = problem_.q(),
-                         .q_begin = 333,
-                         .kv = problem_.kv(),
-                         .scale = problem_.scale(),
-                         .out = whole.view(),
-                         .lse = whole_lse.view()});
-  Tensor parts({700, 4, 64}), parts_lse({700, 4});
-  const int64_t cuts[] = {0, 1, 2, 5, 64, 65, 300, 301, 699, 700};
-  for (size_t i = 0; i + 1 < std::size(cuts); ++i) {
-    const int64_t begin = cuts[i], end = cuts[i + 1];
-    KvView kv = problem_.kv();
-    kv.n_tokens = 333 + end;
-    alone_.AttendDense({.q = problem_.q().Slice(begin, end),
-                        .q_begin = 333 + begin,
-                        .kv = kv,
-                        .scale = problem_.scale(),
-                        .out = parts.view().Slice(begin, end),
-                        .lse = parts_lse.view().Slice(begin, end)});
+  for (int64_t window : {0, 1, 64, 150}) {
+    Tensor whole({700, 4, 64}), whole_lse({700, 4});
+    together_.AttendDense({.q = problem_.q(),
+                           .q_begin = 333,
+                           .kv = problem_.kv(),
+                           .scale = problem_.scale(),
+                           .window = window,
+                           .out = whole.view(),
+                           .lse = whole_lse.view()});
+    Tensor parts({700, 4, 64}), parts_lse({700, 4});
+    const int64_t cuts[] = {0, 1, 2, 5, 64, 65, 300, 301, 699, 700};
+    for (size_t i = 0; i + 1 < std::size(cuts); ++i) {
+      const int64_t begin = cuts[i], end = cuts[i + 1];
+      KvView kv = problem_.kv();
+      kv.n_tokens = 333 + end;
+      alone_.AttendDense({.q = problem_.q().Slice(begin, end),
+                          .q_begin = 333 + begin,
+                          .kv = kv,
+                          .scale = problem_.scale(),
+                          .window = window,
+                          .out = parts.view().Slice(begin, end),
+                          .lse = parts_lse.view().Slice(begin, end)});
+    }
+    EXPECT_EQ(whole.data(), parts.data());
+    EXPECT_EQ(whole_lse.data(), parts_lse.data());
   }
-  EXPECT_EQ(whole.data(), parts.data());
-  EXPECT_EQ(whole_lse.data(), parts_lse.data());
 }
 
 TEST_P(AttentionCpuInvarianceTest, DenseHeadsAlone) {

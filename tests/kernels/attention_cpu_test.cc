@@ -91,6 +91,33 @@ TEST_P(AttentionCpuTest, DenseMatchesReference) {
   }
 }
 
+// Windows below, at and above a tile, the row block and the whole length.
+TEST_P(AttentionCpuTest, DenseWindowMatchesReference) {
+  for (const ProblemShape& shape : kShapes) {
+    Problem problem(shape, /*seed=*/15);
+    for (int64_t window : {1, 63, 65, 150}) {
+      SCOPED_TRACE(fmt::format("{} window {}", Name(shape), window));
+      Tensor out({shape.n_tokens, shape.n_heads, shape.head_dim});
+      Tensor lse({shape.n_tokens, shape.n_heads});
+      Tensor expected_out({shape.n_tokens, shape.n_heads, shape.head_dim});
+      Tensor expected_lse({shape.n_tokens, shape.n_heads});
+      AttendDenseArgs args{.q = problem.q(),
+                           .q_begin = shape.q_begin,
+                           .kv = problem.kv(),
+                           .scale = problem.scale(),
+                           .window = window,
+                           .out = expected_out.view(),
+                           .lse = expected_lse.view()};
+      ref::AttendDense(args);
+      args.out = out.view();
+      args.lse = lse.view();
+      attention_.AttendDense(args);
+      ExpectClose(out, expected_out, kTolerance * shape.q_gain);
+      ExpectClose(lse, expected_lse, kTolerance);
+    }
+  }
+}
+
 TEST_P(AttentionCpuTest, DenseComputesOnlyMaskedHeads) {
   const ProblemShape shape{.n_tokens = 70, .q_begin = 30, .n_heads = 6, .n_kv_heads = 3};
   Problem problem(shape, /*seed=*/12);
@@ -129,12 +156,18 @@ TEST_P(AttentionCpuTest, DecodeMatchesReference) {
       for (int64_t b = 0; b < 5; ++b) {
         std::copy_n(problems[b].q().As<float>(), 6 * head_dim, q.view().Row<float>(b));
       }
-      AttendDecodeArgs args{
-          .q = q.view(), .kvs = kvs.data(), .scale = problems[0].scale(), .out = expected.view()};
-      ref::AttendDecode(args);
-      args.out = out.view();
-      attention_.AttendDecode(args);
-      ExpectClose(out, expected, kTolerance);
+      for (int64_t window : {0, 65, 1500}) {
+        AttendDecodeArgs args{.q = q.view(),
+                              .kvs = kvs.data(),
+                              .scale = problems[0].scale(),
+                              .window = window,
+                              .out = expected.view()};
+        ref::AttendDecode(args);
+        args.out = out.view();
+        attention_.AttendDecode(args);
+        SCOPED_TRACE(window);
+        ExpectClose(out, expected, kTolerance);
+      }
     }
   }
 }

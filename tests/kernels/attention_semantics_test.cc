@@ -57,11 +57,12 @@ class AttentionSemanticsTest : public ::testing::TestWithParam<BackendKind> {
     float scale;
   };
 
-  void Dense(Case& c) {
+  void Dense(Case& c, int64_t window = 0) {
     backend_->AttendDense({.q = c.Heads(c.q),
                            .q_begin = c.g.q_begin,
                            .kv = c.pages.View(),
                            .scale = c.scale,
+                           .window = window,
                            .out = c.Heads(c.out),
                            .lse = c.Lse()});
   }
@@ -120,18 +121,32 @@ TEST_P(AttentionSemanticsTest, DenseIsSoftmax) {
   }
 }
 
+TEST_P(AttentionSemanticsTest, WindowKeepsTheLastKeys) {
+  for (const Geometry& geometry : kGeometries) {
+    for (int64_t window : {1, 64, 100}) {
+      Case actual(geometry), expected(geometry);
+      Dense(actual, window);
+      Naive(expected, [&](int64_t row, int64_t key) { return row - key < window; });
+      ExpectSame(actual, expected);
+    }
+  }
+}
+
 TEST_P(AttentionSemanticsTest, DecodeIsTheLastDenseRow) {
   for (const Geometry& geometry : kGeometries) {
-    Case c(geometry);
-    Dense(c);
-    const int64_t row = c.g.n_heads * c.g.head_dim;
-    std::vector<float> out(row, NAN);
-    const KvView kv = c.pages.View();
-    backend_->AttendDecode({.q = c.Heads(c.q).Slice(c.g.n_q - 1, c.g.n_q),
-                            .kvs = &kv,
-                            .scale = c.scale,
-                            .out = View(out, {1, c.g.n_heads, c.g.head_dim})});
-    EXPECT_TRUE(IsClose(out, {c.out.end() - row, c.out.end()}, DType::kF32, kTolerance));
+    for (int64_t window : {0, 1, 70}) {
+      Case c(geometry);
+      Dense(c, window);
+      const int64_t row = c.g.n_heads * c.g.head_dim;
+      std::vector<float> out(row, NAN);
+      const KvView kv = c.pages.View();
+      backend_->AttendDecode({.q = c.Heads(c.q).Slice(c.g.n_q - 1, c.g.n_q),
+                              .kvs = &kv,
+                              .scale = c.scale,
+                              .window = window,
+                              .out = View(out, {1, c.g.n_heads, c.g.head_dim})});
+      EXPECT_TRUE(IsClose(out, {c.out.end() - row, c.out.end()}, DType::kF32, kTolerance));
+    }
   }
 }
 

@@ -59,6 +59,12 @@ CASES = {
                              rope=dict(rope_type="dynamic", rope_theta=10000.0, factor=4.0)),
     "mistral_bf16": dict(LLAMA, dtype=torch.bfloat16, architecture="mistral",
                          num_key_value_heads=4, sliding_window=None),
+    # every layer sees 50 tokens; head_dim is not hidden_size / heads, as in Mistral-NeMo
+    "window_mistral_bf16": dict(LLAMA, dtype=torch.bfloat16, architecture="mistral", head_dim=16,
+                                sliding_window=50),
+    # the second layer sees one page
+    "window_qwen2_f32": dict(LLAMA, dtype=torch.float32, architecture="qwen2", sliding_window=64,
+                             use_sliding_window=True, max_window_layers=1, num_hidden_layers=2),
     # bias on q, k and v only
     "qwen2_f32": dict(LLAMA, dtype=torch.float32, architecture="qwen2"),
     # YaRN as Qwen2.5 writes it: max_position_embeddings is the original context
