@@ -138,6 +138,7 @@ class Scheduler {
   // Joining
   void LinkRelatives(Sequence& sequence);
   void UnlinkRelatives(Sequence& sequence);
+  void TakeOver(Sequence& sequence);
   void FollowLeaders();
   Sequence* LeaderOf(const Sequence& sequence) const;
 

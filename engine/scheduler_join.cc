@@ -54,15 +54,20 @@ void Scheduler::UnlinkRelatives(Sequence& sequence) {
   sequence.leader = nullptr;
 }
 
+// What was published since it was admitted.
+void Scheduler::TakeOver(Sequence& sequence) {
+  const int64_t cached_before = sequence.cached_tokens;
+  TakeMatch(sequence);
+  counters_.joined_tokens += sequence.cached_tokens - cached_before;
+}
+
 void Scheduler::FollowLeaders() {
   for (const SequencePtr& sequence : running_) {
     if (!sequence->prefilling()) continue;
     sequence->turn_priority = sequence->request.priority;
     sequence->leader = nullptr;
     if (sequence->relatives.empty() || !sequence->cursor.at_border()) continue;
-    const int64_t cached_before = sequence->cached_tokens;
-    TakeMatch(*sequence);
-    counters_.joined_tokens += sequence->cached_tokens - cached_before;
+    TakeOver(*sequence);
   }
   for (const SequencePtr& sequence : running_) {
     if (sequence->prefilling()) sequence->leader = LeaderOf(*sequence);

@@ -121,7 +121,7 @@ void Scheduler::PlanLong(std::span<Sequence* const> sequences, int64_t now_us) {
 
 double Scheduler::PlanSlices(Sequence& sequence, double budget_us, bool contended, int64_t now_us) {
   if (sequence.cursor.at_border()) {
-    TakeMatch(sequence);
+    TakeOver(sequence);
     // Layer by layer the first step may already write to the last page.
     cache_.Append(*sequence.lease, sequence.cursor.by_layer() ? sequence.prompt_tokens()
                                                               : sequence.cursor.Next().end);
