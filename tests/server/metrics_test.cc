@@ -361,7 +361,7 @@ TEST(Metrics, AreDocumented) {
   for (const std::string& name : shown) {
     EXPECT_NE(page.find("`" + name), std::string::npos) << name << " is not in docs/operations.md";
   }
-  static const std::regex kName(R"(`((?:vllm|longhaul):[a-z_]+))");
+  static const std::regex kName(R"(`((?:vllm|longhaul):[a-z0-9_]+))");
   for (std::sregex_iterator it(page.begin(), page.end(), kName), end; it != end; ++it) {
     EXPECT_TRUE(shown.contains((*it)[1])) << (*it)[1] << " is documented but does not exist";
   }
