@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "server/cmd_bench_attention.h"
+#include "server/cmd_bench_load.h"
 #include "server/cmd_bench_ttft.h"
 #include "server/cmd_generate.h"
 #include "server/cmd_health.h"
@@ -94,12 +95,14 @@ struct Commands {
   CLI::App* bench = nullptr;
   CLI::App* bench_ttft = nullptr;
   CLI::App* bench_attention = nullptr;
+  CLI::App* bench_load = nullptr;
   CLI::App* health = nullptr;
   CLI::App* version = nullptr;
   TableFlags serve_flags, generate_flags, ttft_flags, health_flags;
   GenerateOptions generate_options;
   BenchTtftOptions ttft_options;
   BenchAttentionOptions attention_options;
+  load::LoadOptions load_options;
   std::string attention_kv_dtype = "float32", attention_backend = "cpu";
 };
 
@@ -117,7 +120,7 @@ void AddGenerate(Commands& c) {
 }
 
 void AddBench(Commands& c) {
-  c.bench = c.app.add_subcommand("bench", "Measure this machine");
+  c.bench = c.app.add_subcommand("bench", "Measure this machine, or a server");
   c.bench->require_subcommand(1);
   c.bench_ttft = c.bench->add_subcommand("ttft", "Time to first token by length and policy");
   BenchTtftOptions& t = c.ttft_options;
@@ -163,6 +166,42 @@ void AddBench(Commands& c) {
   app->add_flag("--json", a.json, "JSON instead of the table");
 }
 
+void AddBenchLoad(Commands& c) {
+  c.bench_load = c.bench->add_subcommand(
+      "load", "Short requests beside long prompts, over HTTP, of any OpenAI-compatible server");
+  load::LoadOptions& o = c.load_options;
+  CLI::App* app = c.bench_load;
+  const auto add = [app](const char* name, auto& value, const char* help) {
+    return app->add_option(name, value, help)->capture_default_str();
+  };
+  add("--url", o.url, "http://host:port of the server");
+  add("--scenario", o.scenarios, "mixed, parallel, cancel, retry, health, streams [all]")
+      ->delimiter(',');
+  app->add_option("--model", o.model, "name in the requests [the first of /v1/models]");
+  app->add_option("--api-key", o.api_key, "sent as a bearer token");
+  app->add_flag("--chat", o.chat, "ask /v1/chat/completions, not /v1/completions");
+  app->add_option("--sparse-mode", o.sparse_mode, "of a Longhaul server's prefill [its default]");
+  app->add_option("--extra-body", o.extra_body, "JSON object merged into every request");
+  add("--short-tokens", o.short_tokens, "prompt tokens of a short request");
+  add("--short-output", o.short_output, "tokens of its answer");
+  add("--long-tokens", o.long_tokens, "prompt tokens of the long one");
+  add("--utilisation", o.utilisation, "share of the time that short requests alone would take");
+  add("--seconds", o.seconds, "of each window under load");
+  add("--parallel", o.parallel, "long prompts at once");
+  add("--parallel-tokens", o.parallel_tokens, "tokens of each");
+  add("--cancels", o.cancels, "moments to cancel at");
+  add("--retries", o.retries, "rounds; the median is reported");
+  add("--new-tokens", o.new_tokens, "appended to a known prompt");
+  add("--body-bytes", o.body_bytes, "of the body that is sent while /health is polled");
+  add("--streams", o.streams, "at once");
+  add("--stream-output", o.stream_output, "tokens of each of their answers");
+  add("--slice-ms", o.slice_ms, "the server's --slice-ms; part of the stated bounds");
+  add("--timeout", o.timeout_s, "seconds that one request may take");
+  add("--seed", o.seed, "of arrivals and texts");
+  app->add_option("--json", o.json_path, "write all numbers to this file");
+  app->add_option("--svg", o.svg_path, "write a plot of the scenario mixed to this file");
+}
+
 void AddCommands(Commands& c) {
   c.app.require_subcommand(1);
   c.app.set_version_flag("--version", kVersion);
@@ -174,6 +213,7 @@ void AddCommands(Commands& c) {
   c.serve_flags.AddTo(c.serve, /*with_serve_flags=*/true);
   AddGenerate(c);
   AddBench(c);
+  AddBenchLoad(c);
   c.health = c.app.add_subcommand("health", "Exit code 0 when a server is ready");
   c.health_flags.AddSomeTo(c.health, [](const FlagSpec& flag) {
     const std::string_view name = flag.name;
@@ -239,6 +279,7 @@ int RunCli(int argc, const char* const* argv, const Environment& environment) {
     });
   }
   if (c.bench_attention->parsed()) return RunAttention(c);
+  if (c.bench_load->parsed()) return RunBenchLoad(c.load_options);
   if (c.health->parsed()) return RunWith(c.health_flags, environment, RunHealth);
   fmt::print("longhaul {}\n", kVersion);
   return 0;
