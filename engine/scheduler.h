@@ -18,6 +18,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -186,6 +187,7 @@ class Scheduler {
   std::vector<int32_t> free_slots_;
   int64_t n_running_choices_ = 0;  // n of each running request
   int64_t n_long_prefills_ = 0;
+  int32_t slot_wanted_by_ = std::numeric_limits<int32_t>::max();  // best priority that has none
   bool layer_store_is_free_ = false;
   double short_credit_us_;         // time that short prompts may take before a long one's turn
   double long_clock_us_ = 0;       // turn_us of the long prompt that had the last turn

@@ -9,12 +9,26 @@
 namespace longhaul {
 
 void Scheduler::AdmitWaiting() {
+  constexpr int32_t kNobody = std::numeric_limits<int32_t>::max();
+  slot_wanted_by_ = kNobody;
+  int32_t best_priority = kNobody;  // of those that prefill
+  for (const SequencePtr& sequence : running_) {
+    if (sequence->prefilling()) best_priority = std::min(best_priority, sequence->request.priority);
+  }
   Sequence* first_blocked = nullptr;
   for (SequencePtr& sequence : waiting_) {
+    const int32_t priority = sequence->request.priority;
+    // It would get no time before the better ones are done, so it takes no slot and no page yet
+    // that another better one may want.
+    if (priority > best_priority) break;
     if (first_blocked != nullptr && first_blocked->n_overtaken >= kMaxOvertakes) break;
-    if (free_slots_.empty()) break;
+    if (free_slots_.empty()) {
+      slot_wanted_by_ = priority;
+      break;
+    }
     const Admission admission = TryAdmit(*sequence);
     if (admission == Admission::kAdmitted) {
+      best_priority = priority;
       if (first_blocked != nullptr) ++first_blocked->n_overtaken;
       running_.push_back(std::move(sequence));
     } else if (admission == Admission::kNoRoom && first_blocked == nullptr) {

@@ -65,6 +65,10 @@ void Scheduler::FollowLeaders() {
   for (const SequencePtr& sequence : running_) {
     if (!sequence->prefilling()) continue;
     sequence->turn_priority = sequence->request.priority;
+    // A short prompt gives its slot back soon if only it is served.
+    if (!sequence->is_long) {
+      sequence->turn_priority = std::min(sequence->turn_priority, slot_wanted_by_);
+    }
     sequence->leader = nullptr;
     if (sequence->relatives.empty() || !sequence->cursor.at_border()) continue;
     TakeOver(*sequence);

@@ -495,6 +495,47 @@ TEST_F(AdmissionTest, LongPromptsLeaveAPlaceForAShortOne) {
   EXPECT_GT(better_long->done_us, running->done_us) << "nobody is preempted";
 }
 
+TEST_F(AdmissionTest, WhoWouldGetNoTimeTakesNoPlaceYet) {
+  StartLearned();
+  const SinkPtr better = Add(WithPriority(Prompt(8'192, 1), -1));
+  Step();
+  const SinkPtr worse_long = Add(Prompt(8'192, 2));
+  std::vector<SinkPtr> worse;
+  for (int32_t i = 0; i < 8; ++i) worse.push_back(Add(Prompt(64, 10 + i)));
+  Step();
+  EXPECT_EQ(scheduler_->n_waiting(), 9);
+  const SinkPtr better_short = Add(WithPriority(Prompt(64, 3), -1));
+  StepUntil([&] { return better_short->done.has_value(); });
+  EXPECT_FALSE(better->done.has_value());
+  RunUntilIdle();
+  for (const SinkPtr& sink : worse) EXPECT_LT(sink->done_us, worse_long->done_us);
+}
+
+TEST_F(AdmissionTest, AShortPromptInThePlaceThatABetterOneNeedsIsServed) {
+  config_.max_prefills = model_.max_prefills = 3;
+  StartLearned();
+  Add(Prompt(16'384, 1));
+  Step();
+  // A short prompt that was admitted while a long one has its turn.
+  SinkPtr worse;
+  int32_t text = 100;
+  StepUntil([&] {
+    if (worse != nullptr && !worse->done.has_value()) return scheduler_->n_waiting() == 0;
+    worse = Add(Prompt(256, text++));
+    return false;
+  });
+  const SinkPtr better_long = Add(WithPriority(Prompt(16'384, 2), -1));
+  Step();
+  ASSERT_EQ(scheduler_->n_waiting(), 0);
+  ASSERT_FALSE(worse->done.has_value());
+  const SinkPtr better_short = Add(WithPriority(Prompt(64, 3), -1));
+  const int64_t begin_us = now_us_;
+  StepUntil([&] { return better_short->done.has_value(); });
+  EXPECT_TRUE(worse->done.has_value());
+  EXPECT_LT(better_short->done_us - begin_us, 4 * config_.slice_us);
+  EXPECT_FALSE(better_long->done.has_value());
+}
+
 TEST_F(AdmissionTest, ABetterLongPromptTakesOverOnceItHasAPlace) {
   config_.max_prefills = model_.max_prefills = 3;
   StartLearned();
