@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "server/api/status_map.h"
 #include "server/text/detokenizer.h"
 
 namespace longhaul {
@@ -187,6 +188,12 @@ grpc::Status ToGrpc(const absl::Status& status) {
   const absl::string_view text = status.message();
   return grpc::Status(grpc::StatusCode(int(status.code())),
                       std::string(text.data(), std::min(text.size(), kMaxErrorBytes)));
+}
+
+grpc::Status ToGrpc(const absl::Status& status, grpc::CallbackServerContext& context) {
+  const int retry_after_s = api::RetryAfterSeconds(status);
+  if (retry_after_s > 0) context.AddTrailingMetadata("retry-after", std::to_string(retry_after_s));
+  return ToGrpc(status);
 }
 
 }  // namespace longhaul

@@ -2,6 +2,7 @@
 // Only what protobuf cannot express is checked here; every range is the Session's business.
 #pragma once
 
+#include <grpcpp/server_context.h>
 #include <grpcpp/support/status.h>
 
 #include "engine/engine.h"
@@ -23,5 +24,7 @@ void ToProto(const api::Summary& summary, v1::GenerateResponse& response);
 
 // The codes are the same by number. The text is cut at 8 KB: it travels in an HTTP/2 header.
 grpc::Status ToGrpc(const absl::Status& status);
+// The same, with `retry-after` in the trailing metadata where it has one. Before Finish.
+grpc::Status ToGrpc(const absl::Status& status, grpc::CallbackServerContext& context);
 
 }  // namespace longhaul

@@ -27,11 +27,14 @@ std::string MakeRequestId() {
   return fmt::format("grpc-{:08x}{:08x}", random(), random());
 }
 
-// Seconds until the call's deadline; nothing when it has none.
-std::optional<double> SecondsLeft(const grpc::CallbackServerContext& context) {
+// Seconds from `accepted` to the call's deadline; nothing when it has none.
+std::optional<double> Timeout(const grpc::CallbackServerContext& context,
+                              Clock::time_point accepted) {
   const auto deadline = context.deadline();
   if (deadline == std::chrono::system_clock::time_point::max()) return std::nullopt;
-  return std::chrono::duration<double>(deadline - std::chrono::system_clock::now()).count();
+  const std::chrono::duration<double> seconds =
+      (deadline - std::chrono::system_clock::now()) + (Clock::now() - accepted);
+  return seconds.count();
 }
 
 }  // namespace
@@ -43,15 +46,20 @@ GenerateCall* GenerateCall::Start(Env env, grpc::CallbackServerContext* context,
   // The task holds the call: OnDone may come before the task has returned.
   if (!call->env_.workers->Post([call] { call->Begin(); })) {
     call->finished_ = true;
-    call->Finish(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
-                              "too many requests wait for tokenization; retry later"));
+    const auto busy =
+        absl::ResourceExhaustedError("too many requests wait for tokenization; retry later");
+    call->Finish(ToGrpc(busy, *context));
   }
   return call.get();
 }
 
 GenerateCall::GenerateCall(Env env, grpc::CallbackServerContext* context,
                            const v1::GenerateRequest* request)
-    : env_(std::move(env)), context_(context), request_(request), accepted_(Clock::now()) {}
+    : env_(std::move(env)),
+      context_(context),
+      request_(request),
+      accepted_(Clock::now()),
+      ticker_(request->return_progress()) {}
 
 absl::StatusOr<std::unique_ptr<Generation>> GenerateCall::StartGeneration() {
   const auto parse_begin = Clock::now();
@@ -66,13 +74,14 @@ absl::StatusOr<std::unique_ptr<Generation>> GenerateCall::StartGeneration() {
     }
   }
   context_->AddInitialMetadata(kRequestIdKey, request.request_id);
-  if (const std::optional<double> left = SecondsLeft(*context_)) {
-    if (*left < kMinDeadlineS)
+  request.caller = env_.caller;
+  // A later deadline is gRPC's alone to watch.
+  const std::optional<double> timeout_s = Timeout(*context_, accepted_);
+  if (timeout_s && *timeout_s < kMaxDeadlineS) {
+    if (*timeout_s < kMinDeadlineS) {
       return absl::DeadlineExceededError("no time is left before the deadline");
-    // A later one is gRPC's alone to watch.
-    if (*left < kMaxDeadlineS) {
-      request.timeout_s = std::min(*left, request.timeout_s.value_or(*left));
     }
+    request.timeout_s = std::min(*timeout_s, request.timeout_s.value_or(*timeout_s));
   }
   api::FrontPhases phases;
   phases.accepted = accepted_;
@@ -89,12 +98,9 @@ void GenerateCall::Begin() {
   // A call that was cancelled while it waited is not tokenized.
   absl::StatusOr<std::unique_ptr<Generation>> generation =
       cancelled ? absl::CancelledError("cancelled before the start") : StartGeneration();
-  // Headers now: from here on the client knows that it was admitted. Nothing else talks to gRPC
-  // before started_ is set.
-  if (generation.ok()) StartSendInitialMetadata();
   {
     std::lock_guard lock(mutex_);
-    started_ = true;
+    started_ = true;  // nothing else talks to gRPC before
     finished_ = !generation.ok();
     if (generation.ok() && !cancelled_) {
       generation_ = *std::move(generation);
@@ -110,48 +116,86 @@ void GenerateCall::Begin() {
   if (generation.ok()) {
     Advance();
   } else {
-    Finish(ToGrpc(generation.status()));
+    Finish(ToGrpc(generation.status(), *context_));
   }
 }
 
 void GenerateCall::Advance() {
+  absl::Status status;
   std::unique_ptr<Generation> dropped;  // outside the lock
-  grpc::Status status;
-  bool write = true;
-  bool finish = false;
+  Action action;
   {
     std::lock_guard lock(mutex_);
     if (!started_ || writing_ || finished_) return;
-    if (cancelled_) {
-      status = grpc::Status(grpc::StatusCode::CANCELLED, "cancelled");
-      write = false;
-      finish = true;
-    } else {
-      std::optional<api::Chunk> chunk = generation_->TryNext();
-      if (chunk && std::holds_alternative<AcceptedEvent>(*chunk)) chunk = generation_->TryNext();
-      if (!chunk) return;
-      if (const auto* delta = std::get_if<api::TextDelta>(&*chunk)) ToProto(*delta, response_);
-      if (const auto* event = std::get_if<ProgressEvent>(&*chunk)) ToProto(*event, response_);
-      if (const auto* summary = std::get_if<api::Summary>(&*chunk)) {
-        ToProto(*summary, response_);
-        status = ToGrpc(summary->status);
-        write = status.ok();
-        finish = true;
-      }
-    }
-    writing_ = write && !finish;
-    finished_ = finish;
-    if (finish) dropped = std::move(generation_);
+    action = NextAction(&status);
+    writing_ = action == Action::kSendHeaders || action == Action::kWrite;
+    finished_ = action == Action::kFinish || action == Action::kWriteAndFinish;
+    if (finished_) dropped = std::move(generation_);
   }
-  // From Finish on, `this` may be gone.
-  if (write && finish) {
-    StartWriteAndFinish(&response_, grpc::WriteOptions(), status);
-  } else if (write) {
-    StartWrite(&response_);
-  } else {
-    Finish(status);
+  switch (action) {  // from Finish on, `this` may be gone
+    case Action::kNone:
+      break;
+    case Action::kSetAlarm:
+      SetAlarm();
+      break;
+    case Action::kSendHeaders:
+      StartSendInitialMetadata();
+      break;
+    case Action::kWrite:
+      StartWrite(&response_);
+      break;
+    case Action::kWriteAndFinish:
+      StartWriteAndFinish(&response_, grpc::WriteOptions(), grpc::Status::OK);
+      break;
+    case Action::kFinish:
+      Finish(ToGrpc(status, *context_));
+      break;
   }
 }
+
+GenerateCall::Action GenerateCall::NextAction(absl::Status* status) {
+  if (cancelled_) {
+    *status = absl::CancelledError("cancelled");
+    return Action::kFinish;
+  }
+  const Clock::time_point now = Clock::now();
+  const std::optional<api::Chunk> chunk = generation_->TryNext();
+  if (!chunk) {
+    if (now >= ticker_.due()) {
+      ToProto(ticker_.Repeat(now), response_);
+      return Action::kWrite;
+    }
+    if (alarm_set_ || ticker_.due() == Clock::time_point::max()) return Action::kNone;
+    alarm_set_ = true;
+    alarm_at_ = ticker_.due();
+    return Action::kSetAlarm;
+  }
+  ticker_.OnChunk(*chunk, now);
+  if (std::holds_alternative<AcceptedEvent>(*chunk)) return Action::kSendHeaders;
+  if (const auto* delta = std::get_if<api::TextDelta>(&*chunk)) ToProto(*delta, response_);
+  if (const auto* progress = std::get_if<ProgressEvent>(&*chunk)) ToProto(*progress, response_);
+  const auto* summary = std::get_if<api::Summary>(&*chunk);
+  if (summary == nullptr) return Action::kWrite;
+  ToProto(*summary, response_);
+  *status = summary->status;
+  return status->ok() ? Action::kWriteAndFinish : Action::kFinish;
+}
+
+void GenerateCall::SetAlarm() {
+  const auto delay =
+      std::chrono::duration_cast<std::chrono::microseconds>(alarm_at_ - Clock::now());
+  alarm_.Set(std::chrono::system_clock::now() + delay, [weak = weak_from_this()](bool) {
+    const auto call = weak.lock();
+    if (call == nullptr) return;
+    {
+      std::lock_guard lock(call->mutex_);
+      call->alarm_set_ = false;
+    }
+    call->Advance();
+  });
+}
+
+void GenerateCall::OnSendInitialMetadataDone(bool ok) { OnWriteDone(ok); }
 
 void GenerateCall::OnWriteDone(bool ok) {
   {

@@ -1,8 +1,10 @@
 // GenerateCall: one running Generate call. Owns its Generation; gRPC owns the call by `self_` until
 // OnDone. Reactions run on gRPC threads, Begin on a worker, Advance on whichever thread has news;
-// none of them blocks except Begin, which tokenizes.
+// none of them blocks except Begin, which tokenizes. Nothing is sent, not even headers, before the
+// engine took the request.
 #pragma once
 
+#include <grpcpp/alarm.h>
 #include <grpcpp/support/server_callback.h>
 
 #include <functional>
@@ -11,6 +13,7 @@
 #include <string>
 
 #include "longhaul/v1/inference.pb.h"
+#include "server/progress_ticker.h"
 #include "server/session.h"
 #include "server/task_queue.h"
 
@@ -22,10 +25,11 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   // What a call needs from its server.
   struct Env {
     Session* session = nullptr;
+    std::string caller;                    // ApiKeys::Caller
     TaskQueue* workers = nullptr;          // Begin runs here
     std::shared_ptr<TaskQueue> deliverer;  // Advance runs here when the engine has news; the
                                            // engine's callback may outlive the server by a moment
-    std::function<void()> on_done;  // the call is over
+    std::function<void()> on_done;         // the call is over
   };
 
   // `context` and `request` live until OnDone.
@@ -39,7 +43,13 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   absl::StatusOr<std::unique_ptr<Generation>> StartGeneration();
   // Sends the next chunk if there is one and no write is under way; ends the call after the last.
   void Advance();
+  // What to do next, decided under the lock and done without it.
+  enum class Action { kNone, kSetAlarm, kSendHeaders, kWrite, kWriteAndFinish, kFinish };
+  Action NextAction(absl::Status* status);
+  // Calls Advance at alarm_at_.
+  void SetAlarm();
 
+  void OnSendInitialMetadataDone(bool ok) override;
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
   void OnDone() override;
@@ -50,11 +60,15 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   const Clock::time_point accepted_;
   std::shared_ptr<GenerateCall> self_;  // until OnDone
   v1::GenerateResponse response_;       // of the write under way
+  grpc::Alarm alarm_;                   // used by who set alarm_set_, as alarm_at_
+  Clock::time_point alarm_at_;
 
   std::mutex mutex_;  // guards what follows; gRPC is never called with it held
   std::unique_ptr<Generation> generation_;
-  bool started_ = false;  // Begin is over
-  bool writing_ = false;
+  ProgressTicker ticker_;
+  bool started_ = false;    // Begin is over
+  bool writing_ = false;    // headers or a message
+  bool alarm_set_ = false;  // until it rings
   bool cancelled_ = false;  // by the client, its deadline or Shutdown
   bool finished_ = false;   // Finish was called
 };

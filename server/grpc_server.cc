@@ -51,6 +51,9 @@ class GrpcServerImpl final : public GrpcServer, private v1::Inference::CallbackS
  private:
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
       grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
+  grpc::ServerUnaryReactor* Cancel(grpc::CallbackServerContext* context,
+                                   const v1::CancelRequest* request,
+                                   v1::CancelResponse* response) override;
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
                                      const v1::TokenizeRequest* request,
                                      v1::TokenizeResponse* response) override;
@@ -67,7 +70,8 @@ class GrpcServerImpl final : public GrpcServer, private v1::Inference::CallbackS
                                           const v1::GetServerInfoRequest* request,
                                           v1::ServerInfo* response) override;
 
-  grpc::Status Authorize(const grpc::CallbackServerContext& context) const;
+  // ApiKeys::Caller, or Unauthenticated.
+  absl::StatusOr<std::string> Authorize(const grpc::CallbackServerContext& context) const;
   // Runs `work` on a worker and ends the call with its status; refuses who may not call.
   grpc::ServerUnaryReactor* OnWorker(grpc::CallbackServerContext* context,
                                      std::function<absl::Status()> work);
@@ -143,14 +147,16 @@ void GrpcServerImpl::Shutdown(std::chrono::milliseconds timeout) {
   deliverer_->Stop();
 }
 
-grpc::Status GrpcServerImpl::Authorize(const grpc::CallbackServerContext& context) const {
+absl::StatusOr<std::string> GrpcServerImpl::Authorize(
+    const grpc::CallbackServerContext& context) const {
   const auto found = context.client_metadata().find("authorization");
   const std::string_view value = found == context.client_metadata().end()
                                      ? std::string_view()
                                      : std::string_view(found->second.data(), found->second.size());
-  if (keys_.Allows(value)) return grpc::Status::OK;
-  return grpc::Status(grpc::StatusCode::UNAUTHENTICATED,
-                      "API key missing or wrong; send metadata `authorization: Bearer <key>`");
+  std::optional<std::string> caller = keys_.Caller(value);
+  if (caller) return *std::move(caller);
+  return absl::UnauthenticatedError(
+      "API key missing or wrong; send metadata `authorization: Bearer <key>`");
 }
 
 grpc::ServerWriteReactor<v1::GenerateResponse>* GrpcServerImpl::Generate(
@@ -161,18 +167,19 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* GrpcServerImpl::Generate(
     explicit Refused(grpc::Status status) { Finish(std::move(status)); }
     void OnDone() override { delete this; }
   };
-  if (grpc::Status status = Authorize(*context); !status.ok())
-    return new Refused(std::move(status));
+  absl::StatusOr<std::string> caller = Authorize(*context);
+  if (!caller.ok()) return new Refused(ToGrpc(caller.status()));
   {
     std::lock_guard lock(mutex_);
     if (draining_) {
-      return new Refused(grpc::Status(grpc::StatusCode::UNAVAILABLE,
-                                      "the server is shutting down; retry elsewhere"));
+      const auto status = absl::UnavailableError("the server is shutting down; retry elsewhere");
+      return new Refused(ToGrpc(status, *context));
     }
     ++n_generating_;
   }
   GenerateCall::Env env;
   env.session = session_;
+  env.caller = *std::move(caller);
   env.workers = &workers_;
   env.deliverer = deliverer_;
   env.on_done = [this] {
@@ -186,13 +193,30 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* GrpcServerImpl::Generate(
 grpc::ServerUnaryReactor* GrpcServerImpl::OnWorker(grpc::CallbackServerContext* context,
                                                    std::function<absl::Status()> work) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  if (grpc::Status status = Authorize(*context); !status.ok()) {
-    reactor->Finish(status);
+  if (const auto caller = Authorize(*context); !caller.ok()) {
+    reactor->Finish(ToGrpc(caller.status()));
   } else if (!workers_.Post(
                  [reactor, work = std::move(work)] { reactor->Finish(ToGrpc(work())); })) {
     reactor->Finish(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
                                  "too many requests wait for tokenization; retry later"));
   }
+  return reactor;
+}
+
+// Not on a worker: a cancel must not wait behind prompts that are being tokenized.
+grpc::ServerUnaryReactor* GrpcServerImpl::Cancel(grpc::CallbackServerContext* context,
+                                                 const v1::CancelRequest* request,
+                                                 v1::CancelResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const absl::StatusOr<std::string> caller = Authorize(*context);
+  if (!caller.ok()) {
+    reactor->Finish(ToGrpc(caller.status()));
+    return reactor;
+  }
+  response->set_n_requests(session_->Cancel(*caller, request->request_id()));
+  reactor->Finish(response->n_requests() > 0
+                      ? grpc::Status::OK
+                      : ToGrpc(absl::NotFoundError("no request with this id is under way")));
   return reactor;
 }
 

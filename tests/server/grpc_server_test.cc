@@ -13,6 +13,7 @@
 #include <mutex>
 #include <thread>
 
+#include "engine/retry_after.h"
 #include "longhaul/v1/inference.grpc.pb.h"
 
 namespace longhaul {
@@ -159,6 +160,9 @@ class FakeSession final : public Session {
     started_.wait(lock, [this] { return !hold_; });
     if (!error_.ok()) return error_;
     return std::make_unique<FakeGeneration>(script_);
+  }
+  int Cancel(const std::string& caller, const std::string& request_id) override {
+    return caller == last_request().caller && request_id == last_request().request_id ? 2 : 0;
   }
   absl::StatusOr<std::vector<int32_t>> Tokenize(const api::Prompt& prompt,
                                                 bool add_special_tokens) const override {
@@ -388,11 +392,87 @@ TEST_F(GrpcServerTest, RequestIdComesFromMetadataAndIsEchoed) {
 TEST_F(GrpcServerTest, HeadersComeBeforeTheFirstChunk) {
   grpc::ClientContext context;
   auto reader = stub_->Generate(&context, TextRequest("x"));
-  reader->WaitForInitialMetadata();  // hangs if admission is not told
+  session_.WaitStarted();
+  session_.script()->Push(AcceptedEvent{});
+  reader->WaitForInitialMetadata();  // hangs if acceptance is not told
   session_.script()->PushSummary();
   v1::GenerateResponse response;
   EXPECT_TRUE(reader->Read(&response));
   EXPECT_TRUE(response.has_summary());
+}
+
+TEST_F(GrpcServerTest, ARefusalOfTheEngineHasNoHeaders) {
+  session_.script()->PushSummary(
+      WithRetryAfter(absl::ResourceExhaustedError("12 s of work are ahead"), 11'500'000));
+  grpc::ClientContext context;
+  auto reader = stub_->Generate(&context, TextRequest("x"));
+  v1::GenerateResponse response;
+  EXPECT_FALSE(reader->Read(&response));
+  const grpc::Status status = reader->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(status.error_message(), "12 s of work are ahead");
+  const auto& trailer = context.GetServerTrailingMetadata();
+  ASSERT_EQ(trailer.count("retry-after"), 1u);
+  const grpc::string_ref seconds = trailer.find("retry-after")->second;
+  EXPECT_EQ(std::string(seconds.data(), seconds.size()), "12");
+}
+
+TEST_F(GrpcServerTest, ProgressIsRepeatedWhileNothingElseComes) {
+  session_.script()->Push(AcceptedEvent{});
+  ProgressEvent progress;
+  progress.phase = Phase::kPrefill;
+  progress.processed_tokens = 4;
+  progress.time_us = 100;
+  progress.eta_us = 60'000'000;
+  session_.script()->Push(progress);
+  v1::GenerateRequest request = TextRequest("x");
+  request.set_return_progress(true);
+  grpc::ClientContext context;
+  auto reader = stub_->Generate(&context, request);
+  v1::GenerateResponse response;
+  int64_t time_us = 0;
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(reader->Read(&response));
+    EXPECT_EQ(response.progress().phase(), v1::Progress::PHASE_PREFILL);
+    EXPECT_EQ(response.progress().processed_tokens(), 4);
+    EXPECT_GT(response.progress().time_us(), time_us);
+    EXPECT_EQ(response.progress().time_us() + response.progress().eta_us(), 60'000'100);
+    time_us = response.progress().time_us();
+  }
+  session_.script()->PushSummary();
+  while (reader->Read(&response)) {
+  }
+  EXPECT_TRUE(response.has_summary());
+  EXPECT_TRUE(reader->Finish().ok());
+}
+
+TEST_F(GrpcServerTest, CancelById) {
+  StartServer({"secret", "other"});
+  session_.script()->Push(AcceptedEvent{});
+  grpc::ClientContext generate;
+  generate.AddMetadata("authorization", "Bearer secret");
+  v1::GenerateRequest request = TextRequest("x");
+  request.set_request_id("my-id");
+  auto reader = stub_->Generate(&generate, request);
+  reader->WaitForInitialMetadata();
+  const auto cancel = [&](const std::string& key, const std::string& id) {
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer " + key);
+    v1::CancelRequest message;
+    message.set_request_id(id);
+    v1::CancelResponse response;
+    const grpc::Status status = stub_->Cancel(&context, message, &response);
+    EXPECT_EQ(response.n_requests(), status.ok() ? 2 : 0);
+    return status.error_code();
+  };
+  EXPECT_EQ(cancel("wrong", "my-id"), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(cancel("other", "my-id"), grpc::StatusCode::NOT_FOUND);
+  EXPECT_EQ(cancel("secret", "your-id"), grpc::StatusCode::NOT_FOUND);
+  EXPECT_EQ(cancel("secret", "my-id"), grpc::StatusCode::OK);
+  session_.script()->PushSummary(absl::CancelledError("the request was cancelled"));
+  v1::GenerateResponse response;
+  EXPECT_FALSE(reader->Read(&response));
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
 }
 
 TEST_F(GrpcServerTest, RequestsWithoutPromptOrWithBadIdAreRefused) {
