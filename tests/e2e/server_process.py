@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 BINARY = Path(os.environ.get("LONGHAUL_BINARY", ROOT / "build" / "cpu" / "server" / "longhaul"))
 MODEL = ROOT / "models" / "lookup"
 START_TIMEOUT_S = 60
+# Without the LONGHAUL_* settings of whoever runs the tests.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("LONGHAUL_")}
 
 
 def free_ports(n):
@@ -28,10 +30,10 @@ def free_ports(n):
             probe.close()
 
 
-def run(*arguments, timeout_s=60):
-    """Runs the program to its end."""
+def run(*arguments, timeout_s=60, **settings):
+    """Runs the program to its end; `settings` go into its environment."""
     return subprocess.run([str(BINARY), *map(str, arguments)], capture_output=True, text=True, timeout=timeout_s,
-                          cwd=ROOT)
+                          cwd=ROOT, env=ENVIRONMENT | settings)
 
 
 def wait_until(condition, timeout_s=10, what="the condition"):
@@ -56,7 +58,8 @@ class ServerProcess:
         flags = {"kv_cache_memory": "1G", "host": "127.0.0.1"} | flags
         self.arguments = ["serve", "--model", str(model), "--port", str(self.port), "--grpc-port", str(self.grpc_port)]
         for name, value in flags.items():
-            self.arguments += ["--" + name.replace("_", "-"), str(value)]
+            flag = name.replace("_", "-")
+            self.arguments += [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
         self.process = None
 
     def __enter__(self):
@@ -68,7 +71,8 @@ class ServerProcess:
 
     def start(self):
         with open(self.log_path, "a") as log:
-            self.process = subprocess.Popen([str(BINARY), *self.arguments], stdout=log, stderr=log, cwd=ROOT)
+            self.process = subprocess.Popen([str(BINARY), *self.arguments], stdout=log, stderr=log, cwd=ROOT,
+                                            env=ENVIRONMENT)
         try:
             wait_until(self._ready_or_dead, START_TIMEOUT_S, "readiness")
             assert self.process.poll() is None, f"the server ended:\n{self.log()}"
