@@ -536,6 +536,8 @@ TEMPLATES["command_r"] = """{{ bos_token }}{%- macro json_to_python_type(param_n
     {{ "List[" + json_to_python_type(param_name, spec["items"], false) + "]" }}
 {%- elif spec.type == "object" -%}
     {{- "Dict" }}
+{%- elif spec.type is string -%}
+    {{ spec.type }}
 {%- elif spec.type is iterable -%}
     {{- "Union[" -}}
     {%- for t in spec.type -%}
@@ -592,7 +594,7 @@ TEMPLATES["constructs"] = """
 {% for m in messages %}
   {% if m.role == 'system' %}{% continue %}{% endif %}
   {% if loop.index > 3 %}{% break %}{% endif %}
-  {{ loop.index }}/{{ loop.length }} {{ loop.revindex }} {{ loop.revindex0 }} {{ loop.cycle('odd', 'even') }} {{ loop.changed(m.role) }} {{ loop.previtem.role if loop.previtem is defined }} {{ loop.nextitem.role|default('end') }}
+  {{ loop.index }}/{{ loop.length }} {{ loop.revindex }} {{ loop.revindex0 }} {{ loop.cycle('odd', 'even') }} {{ loop.changed(m.role) }} {{ loop.previtem.role if loop.previtem is defined }} {{ loop.nextitem.role if loop.nextitem is defined else 'end' }}
 {% else %}
 nothing
 {% endfor %}
@@ -672,7 +674,12 @@ SNIPPETS = r"""
 {{ 'yes' if t else 'no' }} {{ 'yes' if no }}| {{ 'a' if no else 'b' if no else 'c' }} {{ (1 if no) is defined }}
 {{ l[0] }} {{ l[-1] }} {{ l[1:] }} {{ l[:-1] }} {{ l[::-1] }} {{ l[::2] }} {{ l[5:] }} {{ l[-2:] }} {{ l[2:0:-1] }} {{ s[1:4] }} {{ s[::-1] }} {{ s[-4:] }} {{ s[7] }} {{ s[100:] }}|
 {{ l[::0] }}
-{{ (1, 2, 3)[1:] }} {{ d['a':'b'] }}| {{ n[0] }}| {{ n[1:] }}| {{ l['x'] }}| {{ range(10)[2:5] | list }} {{ range(5)[-1] }}
+{{ d['a':'b'] }}
+{{ n[1:] }}
+{{ l['a':] }}
+{{ d.keys()[0] }}|
+{{ d.keys()[0:1] }}
+{{ (1, 2, 3)[1:] }} {{ n[0] }}| {{ l['x'] }}| {{ range(10)[2:5] | list }} {{ range(5)[-1] }}
 {{ d.a }} {{ d['a'] }} {{ deep.a.b[1] }} {{ deep['a'].b.0 }} {{ d.items is defined }} {{ d.C }} {{ d.get('zz') }} {{ d.get('zz', 5) }} {{ d.get('b') }}
 {{ d.keys() | list }} {{ d.values() | list }} {{ d.items() | list }} {{ d | list }} {{ d | length }} {{ d.items() | length }}
 {% for k, v in d.items() %}{{ k }}:{{ v }},{% endfor %} {% for k in d %}{{ k }}{% endfor %} {% for c in 'añb' %}<{{ c }}>{% endfor %}
@@ -751,10 +758,13 @@ SNIPPETS = r"""
 {{ range(3) | list }} {{ range(1, 7, 2) | list }} {{ range(3, 0, -1) | list }} {{ range(0) | list }} {% for i in range(2) %}{{ i }}{% endfor %}
 {{ range(100001) | list | length }}
 {{ range(1, 2, 0) }}
-{{ dict(a=1, b=2) }} {{ dict({'x': 1}, y=2) }} {{ dict([('a', 1)]) }} {{ {'a': 1, 'a': 2} }} {{ {1: 'a', 1.0: 'b', true: 'c'} }} {{ {(1, 2): 3}[(1, 2)] }} {{ {'a': 1} == {'a': 1.0} }} {{ {[1]: 2} is defined }}
+{{ dict(a=1, b=2) }} {{ dict({'x': 1}, y=2) }} {{ dict([('a', 1)]) }} {{ {'a': 1, 'a': 2} }} {{ {1: 'a', 1.0: 'b', true: 'c'} }} {{ {(1, 2): 3}[(1, 2)] }} {{ {'a': 1} == {'a': 1.0} }}
+{{ {[1]: 2} }}
+{{ d[[1]] }}|{{ [1] in d }}
 {{ {'b': 1, 'a': 2} == {'a': 2, 'b': 1} }} {{ [1, [2]] == [1, [2]] }} {{ (1,) == [1] }} {{ 'a' == 'a' }} {{ none == false }}
 {{ strftime_now('%Y-%m-%d %H:%M:%S %j %a %B %-d') }} {{ strftime_now('') }}|
 {{ raise_exception('stop') }}
+{% macro deep(n) %}{{ deep(n + 1) }}{% endmacro %}{{ deep(0) }}
 {% set j = joiner('; ') %}{{ j() }}a{{ j() }}b{{ j() }}c
 {% macro m(a, b=2) %}{{ a }}-{{ b }}{% endmacro %}{{ m(1) }} {{ m(1, 3) }} {{ m(b=1, a=0) }} {{ m() }} {{ m('x') | upper }} {{ m(1) ~ m(2) }}
 {% macro m(a) %}{{ a }}{% endmacro %}{{ m(1, 2) }}
@@ -791,31 +801,19 @@ SNIPPETS = r"""
 {% raw %}x
 {{ 'a' is string is string }}
 {{ f(a=1, 2) }}
-  {% if true %}  
-x
-  {% endif %}  
-y
-  {%- if true -%}  
-x
-  {%- endif -%}  
-y
 a {# c #} b {#- c -#} c
 {{- ' x ' -}} y {{- 'z' }}
 {%- raw -%}  {{ x }}  {%- endraw -%}  z
-  {% raw %}
- a {% endraw %}
-b
-{{ -1 | abs }} {{ -n }} {{ +n }} {{ - 2 }} {{ 1 - -1 }} {{ not -1 }} {{ 2 + 3 * 4 }} {{ (2 + 3) * 4 }} {{ 'a' ~ 1 + 2 }} {{ 1 + 2 ~ 'a' }} {{ '1' ~ '2' | int + 3 }}
+{{ -1 | abs }} {{ -n }} {{ +n }} {{ - 2 }} {{ 1 - -1 }} {{ not -1 }} {{ 2 + 3 * 4 }} {{ (2 + 3) * 4 }} {{ 'a' ~ 1 * 2 }} {{ '1' ~ '2' | int }} {{ 'a' + 'b' ~ 'c' }}
+{{ 'a' ~ 1 + 2 }}
 {{ 5 is odd and 4 is even }} {{ n is number == true }} {{ 1 if s is string else 2 }} {{ s is string and 'a' or 'b' }} {{ 'a' in ['a'] and true }} {{ 'x' if 'x' in d else 'y' }} {{ 1 + 1 in [2] }}
 {{ users[0].name | lower | first | upper }} {{ (users | first).name }} {{ users[-1]['name'][0] }} {{ [1, 2, 3][1:][0] }} {{ 'abc'[1] | upper }} {{ {'a': [1, 2]}['a'][-1] }} {{ (1, 2)[0] }} {{ 'a.b'.split('.')[1].upper() }}
 {{ max(1, 2) }}
-{{ s.upper }}
-{{ d.items() }}
 {{ namespace(a=1).a }} {{ namespace().a }}| {{ namespace({'x': 2}).x }} {{ namespace(a=1)['a'] }}
 {{ messages[0]['content'].strip().split()[0] }} {{ messages | map(attribute='role') | unique | list | length }}
 {{ 'x' | attr('upper') is callable }} {{ d | attr('a') is defined }}
 {{ 9223372036854775807 }} {{ -9223372036854775807 }}
-{{ 3.0 == 3 }} {{ 1e400 }} {{ 100000000000000000000.0 }} {{ 1.0e22 }} {{ 0.00001 }} {{ 0.0001 }} {{ 1234567.891 }}
+{{ 3.0 == 3 }} {{ 100000000000000000000.0 }} {{ 1.0e22 }} {{ 0.00001 }} {{ 0.0001 }} {{ 1234567.891 }}
 """
 
 # Several lines that belong together, in the order of the list above.

@@ -300,7 +300,8 @@ absl::StatusOr<Value> Interpreter::GetSlice(const Value& value, const Value& beg
   std::optional<int64_t> first, last, stride;
   if (!ReadIndex(begin, &first) || !ReadIndex(end, &last) || !ReadIndex(step, &stride) ||
       (!value.is_string() && !IsIndexable(value))) {
-    return Value::Undefined(fmt::format("{} object has no such slice", value.type_name()));
+    return absl::InvalidArgumentError(
+        fmt::format("a {} cannot be cut by these indices", value.type_name()));
   }
   const int64_t by = stride.value_or(1);
   if (by == 0) return absl::InvalidArgumentError("the step of a slice is 0");
