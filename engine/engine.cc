@@ -9,8 +9,10 @@
 #include <vector>
 
 #include "engine/request_check.h"
+#include "engine/retry_after.h"
 #include "engine/scheduler.h"
 #include "engine/self_measure.h"
+#include "engine/step_watch.h"
 #include "engine/stream_state.h"
 #include "fmt/format.h"
 #include "kernels/base/check.h"
@@ -43,8 +45,12 @@ struct Inbox {
   bool draining = false;
   bool cancel_all = false;
   bool stopping = false;
-  int64_t n_waiting = 0;  // in the scheduler, not yet admitted
+  int64_t n_waiting = 0;         // in the scheduler, not yet admitted
+  int64_t n_waiting_tokens = 0;  // of their prompts and of the arrivals'
   int64_t n_in_scheduler = 0;
+  int64_t n_refused = 0;       // because the queue was full
+  int64_t place_free_us = -1;  // when a place in the queue is predicted to be free; -1 = not known
+  StepWatch steps;
   EngineStats stats;
 
   void Wake() {
@@ -55,8 +61,11 @@ struct Inbox {
   bool HasWork() const {
     return wake || cancel_all || stopping || !arrivals.empty() || !integrity_checks.empty();
   }
+  int64_t n_queued() const { return n_waiting + static_cast<int64_t>(arrivals.size()); }
   int64_t n_unfinished() const { return n_in_scheduler + static_cast<int64_t>(arrivals.size()); }
 };
+
+int64_t PromptTokens(const Request& request) { return static_cast<int64_t>(request.prompt.size()); }
 
 class EngineImpl : public Engine {
  public:
@@ -86,14 +95,15 @@ class EngineImpl : public Engine {
   }
 
   absl::StatusOr<TokenStream> Submit(Request request) override {
-    LH_RETURN_IF_ERROR(CheckQueue());
     LH_RETURN_IF_ERROR(CheckRequest(request, limits_));
+    const int64_t n_tokens = PromptTokens(request);
     auto stream = std::make_shared<StreamState>([weak = std::weak_ptr<Inbox>(inbox_)] {
       if (const std::shared_ptr<Inbox> inbox = weak.lock()) inbox->Wake();
     });
     {
       std::lock_guard lock(inbox_->mutex);
-      LH_RETURN_IF_ERROR(CheckQueueLocked());
+      LH_RETURN_IF_ERROR(CheckQueueLocked(n_tokens));
+      inbox_->n_waiting_tokens += n_tokens;
       inbox_->arrivals.push_back(
           {.request = std::move(request), .stream = stream, .submitted_us = NowUs()});
       inbox_->for_engine.notify_one();
@@ -103,17 +113,23 @@ class EngineImpl : public Engine {
 
   absl::Status CheckQueue() const override {
     std::lock_guard lock(inbox_->mutex);
-    return CheckQueueLocked();
+    return CheckQueueLocked(/*n_tokens=*/1);
   }
 
   EngineStats Stats() const override {
     std::lock_guard lock(inbox_->mutex);
     EngineStats stats = inbox_->stats;
-    stats.n_waiting = inbox_->n_waiting + static_cast<int64_t>(inbox_->arrivals.size());
+    stats.n_waiting = inbox_->n_queued();
+    stats.n_waiting_tokens = inbox_->n_waiting_tokens;
+    stats.n_refused_queue_full = inbox_->n_refused;
     return stats;
   }
 
-  absl::Status Health() const override { return absl::OkStatus(); }
+  absl::Status Health() const override {
+    std::lock_guard lock(inbox_->mutex);
+    return inbox_->steps.Check(NowUs());
+  }
+
   const ModelShape& shape() const override { return executor_->shape(); }
   int64_t max_model_len() const override { return limits_.max_model_len; }
 
@@ -139,16 +155,26 @@ class EngineImpl : public Engine {
   }
 
  private:
-  absl::Status CheckQueueLocked() const {
+  // An empty queue takes any prompt.
+  absl::Status CheckQueueLocked(int64_t n_tokens) const {
     if (inbox_->draining) {
       return absl::UnavailableError("the server is shutting down and takes no new requests");
     }
-    const int64_t n_queued = inbox_->n_waiting + static_cast<int64_t>(inbox_->arrivals.size());
-    if (n_queued >= config_.max_num_queued_reqs) {
-      return absl::ResourceExhaustedError(fmt::format(
-          "{} requests are waiting, the most this server queues; try again later", n_queued));
-    }
-    return absl::OkStatus();
+    const int64_t n_queued = inbox_->n_queued();
+    const bool too_many = n_queued >= config_.max_num_queued_reqs;
+    const bool too_long =
+        n_queued > 0 && inbox_->n_waiting_tokens + n_tokens > config_.max_num_queued_tokens;
+    if (!too_many && !too_long) return absl::OkStatus();
+    ++inbox_->n_refused;
+    constexpr int64_t kLeastUs = 1'000'000;
+    const int64_t retry_after_us = std::max(kLeastUs, inbox_->place_free_us - NowUs());
+    return WithRetryAfter(
+        absl::ResourceExhaustedError(fmt::format(
+            "{} requests with {} prompt tokens are waiting; this server queues {} requests and {} "
+            "tokens at most; try again in {:.0f} s",
+            n_queued, inbox_->n_waiting_tokens, config_.max_num_queued_reqs,
+            config_.max_num_queued_tokens, static_cast<double>(retry_after_us) * 1e-6)),
+        retry_after_us);
   }
 
   // ---- engine thread from here on ----
@@ -170,14 +196,41 @@ class EngineImpl : public Engine {
 
   void Step(const StepPlan& plan) {
     ++n_steps_;
-    absl::StatusOr<StepResult> result = executor_->Execute(plan);
-    if (result.ok()) {
-      scheduler_.Complete(*result, NowUs());
-      return;
+    const int64_t begin_us = NowUs();
+    StepRecord record;
+    record.predicted_us = static_cast<int64_t>(scheduler_.PredictedStepUs());
+    record.n_decode_rows = static_cast<int32_t>(plan.decode.size());
+    record.n_slices = static_cast<int32_t>(plan.prefill.size());
+    {
+      std::lock_guard lock(inbox_->mutex);
+      inbox_->steps.Begin(begin_us, record.predicted_us);
     }
-    spdlog::error("a step of {} decode rows and {} prefill slices failed: {}", plan.decode.size(),
-                  plan.prefill.size(), result.status().ToString());
-    scheduler_.Fail(result.status(), NowUs());
+    absl::StatusOr<StepResult> result = executor_->Execute(plan);
+    record.elapsed_us = NowUs() - begin_us;
+    record.failed = !result.ok();
+    {
+      std::lock_guard lock(inbox_->mutex);
+      inbox_->steps.End(result.status());
+    }
+    if (result.ok()) {
+      AddTimes(plan, *result, record);
+      scheduler_.Complete(*result, NowUs());
+    } else {
+      spdlog::error("a step of {} decode rows and {} prefill slices failed: {}", plan.decode.size(),
+                    plan.prefill.size(), result.status().ToString());
+      scheduler_.Fail(result.status(), NowUs());
+    }
+    if (on_step_) on_step_(record);
+  }
+
+  void AddTimes(const StepPlan& plan, const StepResult& result, StepRecord& record) const {
+    record.decode_us = result.decode_us;
+    for (const SliceResult& slice : result.slices) record.slices_us += slice.elapsed_us;
+    int64_t layer_tokens = 0;
+    for (const PrefillSlice& slice : plan.prefill) {
+      layer_tokens += (slice.end - slice.begin) * (slice.layer_end - slice.layer_begin);
+    }
+    record.prefill_tokens = layer_tokens / executor_->shape().n_layers;
   }
 
   // Waits while there is nothing to do. False: stop.
@@ -231,9 +284,21 @@ class EngineImpl : public Engine {
     stats.n_finished_length = counters.n_finished_length;
     stats.n_cancelled = counters.n_cancelled;
     stats.n_failed = counters.n_failed;
+    stats.n_pages_reserved = cache.n_pages_reserved;
+    stats.n_pages_pinned = cache.n_pages_pinned;
+    stats.n_evictions = cache.n_evictions;
+    stats.n_refused_deadline = counters.n_refused_deadline;
+    stats.joined_tokens = counters.joined_tokens;
+    const int64_t admission_us = scheduler_.PredictAdmissionUs();
+    const int64_t place_free_us = admission_us < 0 ? -1 : NowUs() + admission_us;
     std::lock_guard lock(inbox_->mutex);
     inbox_->stats = stats;
     inbox_->n_waiting = scheduler_.n_waiting();
+    inbox_->n_waiting_tokens = scheduler_.n_waiting_tokens();
+    for (const Inbox::Entry& entry : inbox_->arrivals) {
+      inbox_->n_waiting_tokens += PromptTokens(entry.request);
+    }
+    inbox_->place_free_us = place_free_us;
     inbox_->n_in_scheduler = scheduler_.n_requests();
     inbox_->for_drain.notify_all();
   }

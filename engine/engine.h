@@ -60,19 +60,19 @@ class Engine {
   virtual ~Engine() = default;  // cancels what runs and joins the thread
 
   // Errors, all before any work:
-  //   OutOfRange         the prompt plus max_tokens exceeds max_model_len, or can never fit the KV
-  //   pool InvalidArgument    empty prompt, token id outside the vocabulary, sparse options out of
-  //   range ResourceExhausted  the queue is full, in requests or in prompt tokens; with
-  //   RetryAfterUs Unavailable        draining
+  //   OutOfRange         the prompt plus max_tokens exceeds max_model_len, or can never fit the
+  //                      KV pool
+  //   InvalidArgument    empty prompt, token id outside the vocabulary, sparse options out of range
+  //   ResourceExhausted  the queue is full, in requests or in prompt tokens; with RetryAfterUs
+  //   Unavailable        draining
   virtual absl::StatusOr<TokenStream> Submit(Request request) = 0;
   // What Submit would say about the queue now, whatever the request: ResourceExhausted when it is
   // full, Unavailable when draining. For front ends, before they read or tokenize anything.
   virtual absl::Status CheckQueue() const = 0;
 
   virtual EngineStats Stats() const = 0;
-  // OK, or Unavailable when the step under way takes far longer than predicted (kUnhealthyFactor
-  // times, and kUnhealthyUs at least) or the last steps all failed: the text says which. Never
-  // waits for the engine thread.
+  // OK, or Unavailable when the step under way takes far longer than predicted or the last steps
+  // all failed (engine/step_watch.h): the text says which. Never waits for the engine thread.
   virtual absl::Status Health() const = 0;
   virtual const ModelShape& shape() const = 0;
   virtual int64_t max_model_len() const = 0;
