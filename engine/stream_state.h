@@ -2,7 +2,7 @@
 // Shared by the TokenStream and the engine; outlives either.
 //
 // Memory: progress that was not read yet is replaced by the next one, so what can pile up is one
-// event per generated token, n * max_tokens at most.
+// event per generated token. When kMaxUnread of them wait, nobody reads: the request is cancelled.
 #pragma once
 
 #include <atomic>
@@ -21,6 +21,8 @@ namespace longhaul {
 
 class StreamState : public EventSink {
  public:
+  static constexpr size_t kMaxUnread = 65536;  // events, of about 100 bytes
+
   // `wake` tells the engine that something was cancelled; may be called from any thread, at any
   // time.
   explicit StreamState(std::function<void()> wake) : wake_(std::move(wake)) {}

@@ -17,6 +17,7 @@ void StreamState::Emit(StreamEvent event) {
       return;
     }
     events_.push_back(std::move(event));
+    if (events_.size() >= kMaxUnread) cancelled_.store(true, std::memory_order_relaxed);
     if (events_.size() > 1) return;
   }
   changed_.notify_one();

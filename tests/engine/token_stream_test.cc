@@ -50,6 +50,17 @@ TEST(TokenStream, UnreadProgressIsReplacedTokensAreNot) {
   EXPECT_FALSE(ends.stream.TryNext().has_value());
 }
 
+TEST(TokenStream, WhoStopsReadingIsCancelled) {
+  Ends ends;
+  for (size_t i = 1; i < StreamState::kMaxUnread; ++i) ends.state->Emit(Token(1));
+  EXPECT_FALSE(ends.state->cancelled());
+  EXPECT_TRUE(ends.stream.TryNext().has_value());
+  ends.state->Emit(Token(1));
+  EXPECT_FALSE(ends.state->cancelled()) << "unread ones count";
+  ends.state->Emit(Token(1));
+  EXPECT_TRUE(ends.state->cancelled());
+}
+
 TEST(TokenStream, CallbackOnceWhenItTurnsNonEmpty) {
   Ends ends;
   int n_calls = 0;
