@@ -70,7 +70,7 @@ HttpOptions MakeHttpOptions(const ServerConfig& config, const RequestObserver& o
   return options;
 }
 
-GrpcOptions MakeGrpcOptions(const ServerConfig& config) {
+GrpcOptions MakeGrpcOptions(const ServerConfig& config, const RequestObserver& on_refused) {
   GrpcOptions options;
   options.host = config.host;
   options.port = static_cast<int>(config.grpc_port);
@@ -78,6 +78,7 @@ GrpcOptions MakeGrpcOptions(const ServerConfig& config) {
   options.max_message_bytes = config.max_body_bytes;
   options.n_workers = static_cast<int>(config.request_workers);
   options.version = kVersion;
+  options.on_refused = on_refused;
   return options;
 }
 
@@ -163,7 +164,7 @@ int RunServe(const ServerConfig& config) {
   std::unique_ptr<GrpcServer> grpc;
   if (config.grpc_port != 0) {
     absl::StatusOr<std::unique_ptr<GrpcServer>> started =
-        GrpcServer::Start(MakeGrpcOptions(config), session->get());
+        GrpcServer::Start(MakeGrpcOptions(config, on_request), session->get());
     if (!started.ok()) return Fail(started.status());
     grpc = *std::move(started);
     grpc->SetServing(true);

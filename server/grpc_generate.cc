@@ -39,6 +39,15 @@ std::optional<double> Timeout(const grpc::CallbackServerContext& context,
 
 }  // namespace
 
+RequestRecord RefusedCall(const v1::GenerateRequest& request, Clock::time_point accepted,
+                          const absl::Status& status) {
+  api::FrontPhases phases;
+  phases.accepted = accepted;
+  const bool id_is_valid = CheckRequestId(request.request_id()).ok();
+  return RefusalRecord(id_is_valid ? request.request_id() : std::string(), request.has_messages(),
+                       phases, status);
+}
+
 GenerateCall* GenerateCall::Start(Env env, grpc::CallbackServerContext* context,
                                   const v1::GenerateRequest* request) {
   auto call = std::make_shared<GenerateCall>(std::move(env), context, request);
@@ -48,6 +57,7 @@ GenerateCall* GenerateCall::Start(Env env, grpc::CallbackServerContext* context,
     call->finished_ = true;
     const auto busy =
         absl::ResourceExhaustedError("too many requests wait for tokenization; retry later");
+    call->RecordRefusal(busy);
     call->Finish(ToGrpc(busy, *context));
   }
   return call.get();
@@ -61,8 +71,11 @@ GenerateCall::GenerateCall(Env env, grpc::CallbackServerContext* context,
       accepted_(Clock::now()),
       ticker_(request->return_progress()) {}
 
-absl::StatusOr<std::unique_ptr<Generation>> GenerateCall::StartGeneration() {
-  const auto parse_begin = Clock::now();
+void GenerateCall::RecordRefusal(const absl::Status& status) const {
+  if (env_.on_refused) env_.on_refused(RefusedCall(*request_, accepted_, status));
+}
+
+absl::StatusOr<api::GenerateRequest> GenerateCall::ReadRequest() {
   LH_ASSIGN_OR_RETURN(api::GenerateRequest request, FromProto(*request_));
   if (request.request_id.empty()) {
     const auto given = context_->client_metadata().find(kRequestIdKey);
@@ -73,7 +86,6 @@ absl::StatusOr<std::unique_ptr<Generation>> GenerateCall::StartGeneration() {
       request.request_id = MakeRequestId();
     }
   }
-  context_->AddInitialMetadata(kRequestIdKey, request.request_id);
   request.caller = env_.caller;
   // A later deadline is gRPC's alone to watch.
   const std::optional<double> timeout_s = Timeout(*context_, accepted_);
@@ -83,10 +95,23 @@ absl::StatusOr<std::unique_ptr<Generation>> GenerateCall::StartGeneration() {
     }
     request.timeout_s = std::min(*timeout_s, request.timeout_s.value_or(*timeout_s));
   }
+  return request;
+}
+
+absl::StatusOr<std::unique_ptr<Generation>> GenerateCall::StartGeneration(bool cancelled) {
+  const auto parse_begin = Clock::now();
+  // A call that was cancelled while it waited is not tokenized.
+  const absl::StatusOr<api::GenerateRequest> request =
+      cancelled ? absl::CancelledError("cancelled before the start") : ReadRequest();
+  if (!request.ok()) {
+    RecordRefusal(request.status());
+    return request.status();
+  }
+  context_->AddInitialMetadata(kRequestIdKey, request->request_id);
   api::FrontPhases phases;
   phases.accepted = accepted_;
   phases.parse_us = MicrosSince(parse_begin);
-  return env_.session->Start(request, phases);
+  return env_.session->Start(*request, phases);
 }
 
 void GenerateCall::Begin() {
@@ -95,9 +120,7 @@ void GenerateCall::Begin() {
     std::lock_guard lock(mutex_);
     cancelled = cancelled_;
   }
-  // A call that was cancelled while it waited is not tokenized.
-  absl::StatusOr<std::unique_ptr<Generation>> generation =
-      cancelled ? absl::CancelledError("cancelled before the start") : StartGeneration();
+  absl::StatusOr<std::unique_ptr<Generation>> generation = StartGeneration(cancelled);
   {
     std::lock_guard lock(mutex_);
     started_ = true;  // nothing else talks to gRPC before

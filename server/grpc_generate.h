@@ -19,6 +19,10 @@
 
 namespace longhaul {
 
+// For the request log: a call that was refused before it reached the Session.
+RequestRecord RefusedCall(const v1::GenerateRequest& request, Clock::time_point accepted,
+                          const absl::Status& status);
+
 class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>,
                            public std::enable_shared_from_this<GenerateCall> {
  public:
@@ -29,7 +33,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
     TaskQueue* workers = nullptr;          // Begin runs here
     std::shared_ptr<TaskQueue> deliverer;  // Advance runs here when the engine has news; the
                                            // engine's callback may outlive the server by a moment
-    std::function<void()> on_done;         // the call is over
+    std::function<void(const RequestRecord&)> on_refused;  // GrpcOptions::on_refused
+    std::function<void()> on_done;                         // the call is over
   };
 
   // `context` and `request` live until OnDone.
@@ -40,7 +45,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
 
  private:
   void Begin();
-  absl::StatusOr<std::unique_ptr<Generation>> StartGeneration();
+  absl::StatusOr<api::GenerateRequest> ReadRequest();
+  absl::StatusOr<std::unique_ptr<Generation>> StartGeneration(bool cancelled);
+  void RecordRefusal(const absl::Status& status) const;
   // Sends the next chunk if there is one and no write is under way; ends the call after the last.
   void Advance();
   // What to do next, decided under the lock and done without it.

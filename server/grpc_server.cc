@@ -167,21 +167,27 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* GrpcServerImpl::Generate(
     explicit Refused(grpc::Status status) { Finish(std::move(status)); }
     void OnDone() override { delete this; }
   };
+  const auto refuse = [this, context, request](const absl::Status& status) {
+    if (options_.on_refused) options_.on_refused(RefusedCall(*request, Clock::now(), status));
+    return new Refused(ToGrpc(status, *context));
+  };
   absl::StatusOr<std::string> caller = Authorize(*context);
-  if (!caller.ok()) return new Refused(ToGrpc(caller.status()));
+  if (!caller.ok()) return refuse(caller.status());
+  bool draining;
   {
     std::lock_guard lock(mutex_);
-    if (draining_) {
-      const auto status = absl::UnavailableError("the server is shutting down; retry elsewhere");
-      return new Refused(ToGrpc(status, *context));
-    }
-    ++n_generating_;
+    draining = draining_;
+    n_generating_ += draining ? 0 : 1;
+  }
+  if (draining) {
+    return refuse(absl::UnavailableError("the server is shutting down; retry elsewhere"));
   }
   GenerateCall::Env env;
   env.session = session_;
   env.caller = *std::move(caller);
   env.workers = &workers_;
   env.deliverer = deliverer_;
+  env.on_refused = options_.on_refused;
   env.on_done = [this] {
     std::lock_guard lock(mutex_);
     --n_generating_;

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,6 +28,8 @@ struct GrpcOptions {
   int n_workers = 2;                              // threads that validate and tokenize
   int64_t max_pending_starts = 256;               // requests waiting for a worker; more are refused
   std::string version;                            // GetServerInfo
+  // Called for each Generate call that is refused before it reaches the Session. May be empty.
+  std::function<void(const RequestRecord&)> on_refused;
 };
 
 class GrpcServer {

@@ -217,6 +217,10 @@ class GrpcServerTest : public testing::Test {
     options.port = 0;
     options.api_keys = std::move(api_keys);
     options.version = "1.2.3";
+    options.on_refused = [this](const RequestRecord& record) {
+      const std::lock_guard lock(refusals_mutex_);
+      refusals_.emplace_back(RefusalReason(record));
+    };
     auto server = GrpcServer::Start(options, &session_);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
@@ -233,6 +237,13 @@ class GrpcServerTest : public testing::Test {
     return reader->Finish();
   }
 
+  std::vector<std::string> refusals() {
+    const std::lock_guard lock(refusals_mutex_);
+    return refusals_;
+  }
+
+  std::mutex refusals_mutex_;
+  std::vector<std::string> refusals_;  // reasons, in order; outlives the server
   FakeSession session_;
   std::unique_ptr<GrpcServer> server_;
   std::unique_ptr<v1::Inference::Stub> stub_;
@@ -362,7 +373,7 @@ TEST_F(GrpcServerTest, AbsentFieldsKeepTheDefaults) {
   ASSERT_TRUE(Generate(request, responses).ok());
   const api::GenerateRequest got = session_.last_request();
   const api::GenerateRequest defaults;
-  EXPECT_EQ(std::get<std::vector<ChatMessage>>(got.prompt).at(0).content, "hi");
+  EXPECT_EQ(std::get<ChatPrompt>(got.prompt).messages.at(0).content, "hi");
   EXPECT_EQ(got.max_tokens, std::nullopt);
   EXPECT_EQ(got.n, 1);
   EXPECT_EQ(got.sampling.temperature, defaults.sampling.temperature);
@@ -490,6 +501,17 @@ TEST_F(GrpcServerTest, RequestsWithoutPromptOrWithBadIdAreRefused) {
   request.set_request_id(std::string(129, 'a'));
   EXPECT_EQ(Generate(request, responses).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_TRUE(responses.empty());
+}
+
+TEST_F(GrpcServerTest, RefusalsBeforeTheSessionAreRecorded) {
+  StartServer({"key"});
+  std::vector<v1::GenerateResponse> responses;
+  EXPECT_FALSE(Generate(TextRequest("x"), responses).ok());
+  StartServer({});
+  EXPECT_FALSE(Generate({}, responses).ok());
+  session_.FailWith(absl::NotFoundError("the Session's to record"));
+  EXPECT_FALSE(Generate(TextRequest("x"), responses).ok());
+  EXPECT_THAT(refusals(), testing::ElementsAre("unauthorized", "invalid"));
 }
 
 TEST_F(GrpcServerTest, SessionErrorsKeepCodeAndText) {
@@ -653,6 +675,7 @@ TEST_F(GrpcServerTest, PortInUseIsToldInPlainWords) {
 }
 
 TEST_F(GrpcServerTest, ShutdownWaitsForRunningCallsAndRefusesNewOnes) {
+  session_.script()->Push(AcceptedEvent{});
   grpc::ClientContext context;
   auto reader = stub_->Generate(&context, TextRequest("x"));
   reader->WaitForInitialMetadata();
@@ -680,6 +703,7 @@ TEST_F(GrpcServerTest, ShutdownWaitsForRunningCallsAndRefusesNewOnes) {
 }
 
 TEST_F(GrpcServerTest, ShutdownCancelsWhatIsLeftAfterTheTimeout) {
+  session_.script()->Push(AcceptedEvent{});
   grpc::ClientContext context;
   auto reader = stub_->Generate(&context, TextRequest("x"));
   reader->WaitForInitialMetadata();
