@@ -175,7 +175,8 @@ void AddBenchLoad(Commands& c) {
     return app->add_option(name, value, help)->capture_default_str();
   };
   add("--url", o.url, "http://host:port of the server");
-  add("--scenario", o.scenarios, "mixed, parallel, cancel, retry, health, streams [all]")
+  app->add_option("--scenario", o.scenarios,
+                  "mixed, parallel, cancel, retry, health, streams [all]")
       ->delimiter(',');
   app->add_option("--model", o.model, "name in the requests [the first of /v1/models]");
   app->add_option("--api-key", o.api_key, "sent as a bearer token");

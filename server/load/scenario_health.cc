@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <map>
+
 #include "server/console.h"
 #include "server/load/scenarios.h"
 
@@ -44,8 +46,14 @@ awaitable<void> Poll(LoadRun& run, ScenarioReport& report, Polls& polls) {
 
 struct BodyAnswers {
   Samples seconds;
-  std::string verdict;  // of the last one
+  std::map<std::string, int64_t> verdicts;  // how many got which
 };
+
+// A refusal is an answer, too: such a body is larger than most servers take.
+std::string Verdict(const Answer& answer) {
+  if (!answer.failure.empty()) return fmt::format("{} ({})", answer.failure, answer.detail);
+  return answer.stopped ? "accepted or still arriving when the time was over" : "answered";
+}
 
 // Large bodies one after another for `seconds`, one at least.
 awaitable<void> SendBodies(LoadRun& run, const std::string& body, double seconds,
@@ -67,10 +75,7 @@ awaitable<void> SendBodies(LoadRun& run, const std::string& body, double seconds
     const HttpOutcome outcome = co_await run.client().Call(call, sink);
     const Answer answer = reader.Finish(outcome);
     answers.seconds.Add(answer.total_s);
-    answers.verdict = !answer.failure.empty()
-                          ? fmt::format("{} ({})", answer.failure, answer.detail)
-                      : answer.stopped ? "accepted, left unfinished at the end"
-                                       : "answered";
+    ++answers.verdicts[Verdict(answer)];
   } while (Clock::now() < end);
 }
 
@@ -112,15 +117,18 @@ awaitable<void> RunHealthPolls(LoadRun& run, ScenarioReport& report) {
   row(fmt::format("while bodies of {:.1f} MB arrive", static_cast<double>(body.size()) * 1e-6),
       loaded.seconds);
   report.tables.push_back(std::move(table));
-  report.notes.push_back(fmt::format("{} bodies in turn, {} each: {}", answers.seconds.n(),
-                                     FormatDuration(answers.seconds.Mean()), answers.verdict));
+  report.notes.push_back(fmt::format("{} bodies in turn, {} each", answers.seconds.n(),
+                                     FormatDuration(answers.seconds.Mean())));
+  for (const auto& [verdict, count] : answers.verdicts) {
+    report.notes.push_back(fmt::format("{} x {}", count, verdict));
+  }
   report.bounds.push_back({"p99 of /health [s]", loaded.seconds.Quantile(0.99), kLimitSeconds});
   report.json.update({{"idle_s", idle.seconds.Json()},
                       {"loaded_s", loaded.seconds.Json()},
                       {"body_bytes", body.size()},
                       {"n_bodies", answers.seconds.n()},
                       {"body_s", answers.seconds.Json()},
-                      {"verdict", answers.verdict}});
+                      {"verdicts", answers.verdicts}});
 }
 
 }  // namespace longhaul::load
