@@ -93,11 +93,11 @@ absl::Status CheckRequestId(const std::string& id) {
       id.size(), kMaxRequestIdBytes));
 }
 
-std::vector<ChatMessage> FromProto(const v1::Messages& messages) {
-  std::vector<ChatMessage> result;
-  result.reserve(size_t(messages.messages_size()));
+ChatPrompt FromProto(const v1::Messages& messages) {
+  ChatPrompt result;
+  result.messages.reserve(size_t(messages.messages_size()));
   for (const v1::Message& message : messages.messages()) {
-    result.push_back({message.role(), message.content()});
+    result.messages.push_back({message.role(), message.content()});
   }
   return result;
 }

@@ -15,7 +15,7 @@ namespace longhaul {
 absl::StatusOr<api::GenerateRequest> FromProto(const v1::GenerateRequest& message);
 // At most 128 printable characters, no space: it goes to logs and headers.
 absl::Status CheckRequestId(const std::string& id);
-std::vector<ChatMessage> FromProto(const v1::Messages& messages);
+ChatPrompt FromProto(const v1::Messages& messages);
 
 // Overwrites `response`.
 void ToProto(const api::TextDelta& delta, v1::GenerateResponse& response);

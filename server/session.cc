@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <ctime>
 #include <utility>
 
 #include "kernels/base/checked_math.h"
@@ -43,9 +44,9 @@ int64_t LongestTokenBytes(const Tokenizer& tokenizer) {
 
 class SessionImpl final : public Session {
  public:
-  SessionImpl(const SessionConfig& config, std::unique_ptr<Tokenizer> tokenizer, ChatForm form,
-              std::unique_ptr<Engine> engine)
-      : form_(form), engine_(std::move(engine)) {
+  SessionImpl(const SessionConfig& config, std::unique_ptr<Tokenizer> tokenizer,
+              std::unique_ptr<const ChatTemplate> chat, std::unique_ptr<Engine> engine)
+      : chat_(std::move(chat)), engine_(std::move(engine)) {
     auto shared = std::make_shared<SessionShared>();
     shared->config = config;
     shared->tokenizer = std::move(tokenizer);
@@ -64,7 +65,7 @@ class SessionImpl final : public Session {
   const Tokenizer& tokenizer() const override { return *shared_->tokenizer; }
   Engine& engine() override { return *engine_; }
   const SessionConfig& config() const override { return shared_->config; }
-  std::string chat_form() const override { return std::string(ChatFormName(form_)); }
+  std::string chat_form() const override { return chat_->source(); }
 
  private:
   // Start, with *phases filled as far as it came.
@@ -83,7 +84,7 @@ class SessionImpl final : public Session {
   std::vector<int32_t> StopTokens(const api::GenerateRequest& request, bool chat) const;
   std::string CacheSalt(const api::GenerateRequest& request) const;
 
-  const ChatForm form_;
+  const std::unique_ptr<const ChatTemplate> chat_;
   std::shared_ptr<const SessionShared> shared_;
   int64_t longest_token_bytes_ = 1;
   const std::unique_ptr<Engine> engine_;
@@ -127,13 +128,14 @@ absl::StatusOr<std::vector<int32_t>> SessionImpl::Tokenize(const api::Prompt& pr
     LH_RETURN_IF_ERROR(ValidateIds(*ids, vocab_size(), "prompt"));
     return *ids;
   }
-  if (const auto* messages = std::get_if<std::vector<ChatMessage>>(&prompt)) {
-    int64_t n_bytes = 0;
-    for (const ChatMessage& message : *messages)
-      n_bytes += static_cast<int64_t>(message.content.size());
-    LH_RETURN_IF_ERROR(CheckPromptBytes(n_bytes, "messages"));
-    auto ids = ApplyChatTemplate(form_, tokenizer(), *messages);
+  if (const auto* chat = std::get_if<ChatPrompt>(&prompt)) {
+    const auto text = chat_->Render(*chat, std::time(nullptr));
+    if (!text.ok()) return api::WithParam(text.status(), "messages");
+    LH_RETURN_IF_ERROR(CheckPromptBytes(static_cast<int64_t>(text->size()), "messages"));
+    // The template writes the beginning of sequence itself.
+    auto ids = tokenizer().Encode(*text, /*add_bos=*/false, SpecialTokens::kParse);
     if (!ids.ok()) return api::WithParam(ids.status(), "messages");
+    if (ids->empty()) return api::InvalidParam("messages", "'messages' render to an empty prompt");
     return ids;
   }
   const std::string& text = std::get<std::string>(prompt);
@@ -146,7 +148,7 @@ absl::StatusOr<std::vector<int32_t>> SessionImpl::Tokenize(const api::Prompt& pr
 
 absl::StatusOr<int64_t> SessionImpl::ResolveMaxTokens(const api::GenerateRequest& request,
                                                       int64_t n_prompt_tokens) const {
-  const bool chat = std::holds_alternative<std::vector<ChatMessage>>(request.prompt);
+  const bool chat = std::holds_alternative<ChatPrompt>(request.prompt);
   const int64_t max_model_len = engine_->max_model_len();
   const int64_t room = max_model_len - n_prompt_tokens;
   const char* where = chat ? "messages" : "prompt";
@@ -174,10 +176,8 @@ std::vector<int32_t> SessionImpl::StopTokens(const api::GenerateRequest& request
   const std::vector<int32_t>& eos = tokenizer().eos_ids();
   ids.insert(ids.end(), eos.begin(), eos.end());
   if (chat) {  // the mark that ends a turn, where the model's files do not name it
-    const int32_t end_of_turn = form_ == ChatForm::kChatMl   ? tokenizer().SpecialId("<|im_end|>")
-                                : form_ == ChatForm::kLlama3 ? tokenizer().SpecialId("<|eot_id|>")
-                                                             : -1;
-    if (end_of_turn >= 0) ids.push_back(end_of_turn);
+    const std::vector<int32_t>& end_of_turn = chat_->end_of_turn_ids();
+    ids.insert(ids.end(), end_of_turn.begin(), end_of_turn.end());
   }
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
@@ -197,7 +197,7 @@ absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::Start(
   if (phases.accepted == Clock::time_point()) phases.accepted = Clock::now();
   auto generation = StartTimed(request, &phases);
   if (!generation.ok() && config().on_finished) {
-    const bool chat = std::holds_alternative<std::vector<ChatMessage>>(request.prompt);
+    const bool chat = std::holds_alternative<ChatPrompt>(request.prompt);
     RequestRecord record = RefusalRecord(request.request_id, chat, phases, generation.status());
     record.n = request.n;
     config().on_finished(record);
@@ -210,7 +210,7 @@ absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::StartTimed(
   const std::optional<Clock::time_point> deadline = Deadline(request, *phases);
   LH_RETURN_IF_ERROR(CheckBeforePrompt(request, deadline));
   LH_ASSIGN_OR_RETURN(const SparseOptions sparse, ResolveSparse(request.sparse, config().sparse));
-  const bool chat = std::holds_alternative<std::vector<ChatMessage>>(request.prompt);
+  const bool chat = std::holds_alternative<ChatPrompt>(request.prompt);
   auto entry = shared_->registry->Add(request.caller, request.request_id);
 
   const Clock::time_point tokenize_begin = Clock::now();
@@ -277,14 +277,17 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Create(const SessionConfig& co
         "{}: the tokenizer has {} tokens but the model only {}; the files do not belong together",
         config.model_dir, tokenizer->vocab_size(), engine->shape().vocab_size));
   }
-  const ChatForm form = DetectChatForm(config.model_dir, *tokenizer);
-  return CreateWith(config, std::move(tokenizer), form, std::move(engine));
+  LH_ASSIGN_OR_RETURN(auto chat,
+                      ChatTemplate::Load(config.model_dir, config.chat_template_file, *tokenizer));
+  return CreateWith(config, std::move(tokenizer), std::move(chat), std::move(engine));
 }
 
 std::unique_ptr<Session> Session::CreateWith(const SessionConfig& config,
-                                             std::unique_ptr<Tokenizer> tokenizer, ChatForm form,
+                                             std::unique_ptr<Tokenizer> tokenizer,
+                                             std::unique_ptr<const ChatTemplate> chat,
                                              std::unique_ptr<Engine> engine) {
-  return std::make_unique<SessionImpl>(config, std::move(tokenizer), form, std::move(engine));
+  return std::make_unique<SessionImpl>(config, std::move(tokenizer), std::move(chat),
+                                       std::move(engine));
 }
 
 }  // namespace longhaul

@@ -33,6 +33,7 @@ class Generation {
 struct SessionConfig {
   std::string model_dir;
   std::string served_model_name;
+  std::string chat_template_file;  // instead of the model folder's template; empty: that one
   SparseOptions sparse;  // default policy
   int64_t max_n = 128;
   int64_t max_stop_strings = 16;
@@ -51,12 +52,13 @@ struct SessionConfig {
 
 class Session {
  public:
-  // Loads the tokenizer and the chat form of the model folder.
+  // Loads the tokenizer and the chat template of the model folder.
   static absl::StatusOr<std::unique_ptr<Session>> Create(const SessionConfig& config,
                                                          std::unique_ptr<Engine> engine);
   // The same with parts made elsewhere.
   static std::unique_ptr<Session> CreateWith(const SessionConfig& config,
-                                             std::unique_ptr<Tokenizer> tokenizer, ChatForm form,
+                                             std::unique_ptr<Tokenizer> tokenizer,
+                                             std::unique_ptr<const ChatTemplate> chat,
                                              std::unique_ptr<Engine> engine);
   virtual ~Session() = default;
 
@@ -75,7 +77,7 @@ class Session {
   virtual int Cancel(const std::string& caller, const std::string& request_id) = 0;
 
   // Ids of a prompt as Start would feed them to the engine: text with special tokens parsed, ids
-  // checked against the vocabulary, messages with the chat form. Blocks like Start.
+  // checked against the vocabulary, messages rendered by the chat template. Blocks like Start.
   virtual absl::StatusOr<std::vector<int32_t>> Tokenize(const api::Prompt& prompt,
                                                         bool add_special_tokens) const = 0;
 

@@ -79,7 +79,7 @@ absl::Status ValidateIds(const std::vector<int32_t>& ids, int32_t vocab_size,
 
 absl::Status ValidateRequest(const api::GenerateRequest& request, const SessionConfig& config,
                              int32_t vocab_size) {
-  const bool chat = std::holds_alternative<std::vector<ChatMessage>>(request.prompt);
+  const bool chat = std::holds_alternative<ChatPrompt>(request.prompt);
   LH_RETURN_IF_ERROR(InRange("n", int64_t{request.n}, int64_t{1}, config.max_n));
   if (request.max_tokens && *request.max_tokens < 0) {
     return InvalidParam("max_tokens", fmt::format("'max_tokens' must not be negative, got {}",

@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "server/api/chat_request.h"
 #include "server/api/json_fields.h"
 #include "server/api/status_map.h"
 
@@ -16,7 +17,6 @@ using nlohmann::json;
 
 // Bounds on counts before anything is copied; the body limit bounds the rest. The Session checks
 // the limits of the server (n, stop, logprobs, ...).
-constexpr size_t kMaxMessages = 65536;
 constexpr size_t kMaxPromptIds = size_t{1} << 26;
 constexpr size_t kMaxStops = 1024;
 constexpr size_t kMaxStopIds = 4096;
@@ -30,16 +30,8 @@ constexpr const char* kRefusedEverywhere[] = {
     "structured_outputs", "prompt_logprobs", "truncate_prompt_tokens", "allowed_token_ids",
     "bad_words",          "prompt_embeds",   "use_beam_search",        "logits_processors",
     "kv_transfer_params"};
-constexpr const char* kRefusedInChat[] = {"tools",
-                                          "functions",
-                                          "audio",
-                                          "prediction",
-                                          "web_search_options",
-                                          "chat_template",
-                                          "chat_template_kwargs",
-                                          "documents",
-                                          "echo",
-                                          "continue_final_message"};
+constexpr const char* kRefusedInChat[] = {"functions", "audio", "prediction", "web_search_options",
+                                          "echo"};
 
 void ReadLogitBias(JsonFields& fields, SamplingParams* sampling) {
   const json* bias = fields.Object("logit_bias");
@@ -141,74 +133,6 @@ void ReadCommon(JsonFields& fields, GenerateRequest* request) {
   }
 }
 
-// Content of a message: text, or parts of type text. Only an assistant may have said nothing.
-std::string ReadContent(JsonFields& message, const std::string& role) {
-  const json* content = message.Get("content");
-  if (content == nullptr) {
-    if (role != "assistant") message.Fail("content", "is missing");
-    return "";
-  }
-  if (content->is_string()) return content->get_ref<const std::string&>();
-  if (!content->is_array()) {
-    message.Fail("content", fmt::format("must be a string or an array of parts, got {}",
-                                        JsonTypeName(*content)));
-    return "";
-  }
-  std::string text;
-  for (const json& part : *content) {
-    if (!part.is_object()) {
-      message.Fail("content", fmt::format("must hold objects, got {}", JsonTypeName(part)));
-      return "";
-    }
-    JsonFields fields(part);
-    std::string type, part_text;
-    fields.String("type", &type);
-    if (type != "text") {
-      message.Fail("content",
-                   fmt::format("holds a part of type '{}'; only 'text' is supported", type));
-    } else if (!fields.String("text", &part_text)) {
-      message.Fail("content", "holds a part of type 'text' without a string 'text'");
-    }
-    text += part_text;
-  }
-  return text;
-}
-
-std::vector<ChatMessage> ReadMessages(JsonFields& fields) {
-  const json* messages = fields.Get("messages");
-  std::vector<ChatMessage> out;
-  if (messages == nullptr || !messages->is_array() || messages->empty()) {
-    fields.Fail("messages", "must be an array with at least one message");
-    return out;
-  }
-  if (messages->size() > kMaxMessages) {
-    fields.Fail("messages", fmt::format("may hold at most {} messages, got {}", kMaxMessages,
-                                        messages->size()));
-    return out;
-  }
-  out.reserve(messages->size());
-  for (size_t i = 0; i < messages->size(); ++i) {
-    const json& element = (*messages)[i];
-    if (!element.is_object()) {
-      fields.Fail("messages", fmt::format("must hold objects, got {}", JsonTypeName(element)));
-      return out;
-    }
-    JsonFields message(element, fmt::format("messages[{}].", i));
-    ChatMessage& parsed = out.emplace_back();
-    if (!message.String("role", &parsed.role)) message.Fail("role", "is missing");
-    if (parsed.role == "developer") parsed.role = "system";  // OpenAI's newer name
-    parsed.content = ReadContent(message, parsed.role);
-    message.Refuse("tool_calls");
-    message.Refuse("function_call");
-    message.Refuse("audio");
-    if (!message.ok()) {
-      fields.Adopt(message.status());
-      return out;
-    }
-  }
-  return out;
-}
-
 // A string, [string], [ids] or [[ids]]; one prompt per request.
 void ReadPrompt(JsonFields& fields, Prompt* prompt) {
   const json* value = fields.Get("prompt");
@@ -253,7 +177,7 @@ absl::StatusOr<GenerateRequest> ParseChatCompletion(std::string_view body) {
   LH_ASSIGN_OR_RETURN(const json object, ParseJsonObject(body));
   JsonFields fields(object);
   GenerateRequest request;
-  request.prompt = ReadMessages(fields);
+  request.prompt = ReadChatPrompt(fields, body);
   ReadCommon(fields, &request);
   if (int64_t max = 0; fields.Int("max_completion_tokens", 0, kMaxInt, &max)) {
     request.max_tokens = max;
@@ -269,9 +193,6 @@ absl::StatusOr<GenerateRequest> ParseChatCompletion(std::string_view body) {
   if (logprobs) request.sampling.n_logprobs = top_logprobs;
   for (const char* name : kRefusedInChat) fields.Refuse(name);
   fields.Refuse("modalities", json::array({"text"}));
-  if (bool add = true; fields.Bool("add_generation_prompt", &add) && !add) {
-    fields.Fail("add_generation_prompt", "must be true");
-  }
   if (!fields.ok()) return fields.status();
   return request;
 }
@@ -302,7 +223,7 @@ absl::StatusOr<TokenizeRequest> ParseTokenize(std::string_view body) {
   TokenizeRequest request;
   fields.String("model", &request.model);
   if (fields.Get("messages") != nullptr) {
-    request.prompt = ReadMessages(fields);
+    request.prompt = ReadChatPrompt(fields, body);
   } else {
     std::string text;
     if (!fields.String("prompt", &text))

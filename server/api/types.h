@@ -18,7 +18,7 @@ struct SparseChoice {                 // "sparse": {"mode": "...", "alpha": 0.95
   std::optional<float> alpha;
 };
 
-using Prompt = std::variant<std::string, std::vector<int32_t>, std::vector<ChatMessage>>;
+using Prompt = std::variant<std::string, std::vector<int32_t>, ChatPrompt>;
 
 struct GenerateRequest {
   std::string request_id;             // the client's, or made by the front end

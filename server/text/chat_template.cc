@@ -3,280 +3,303 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <utility>
 
+#include "server/text/jinja/py_string.h"
 #include "server/text/json_file.h"
-#include "server/text/unicode.h"
 
 namespace longhaul {
 namespace {
 
+using jinja::Dict;
+using jinja::Value;
 using nlohmann::json;
 
-constexpr int64_t kMaxTemplate_bytes = 1 << 20;
+// Behind the last message while it is rendered, so that the text can be cut there. The space shows
+// whether the template strips the message. As transformers does it.
+constexpr std::string_view kContinueMark = "CONTINUE_FINAL_MESSAGE_TAG ";
 
-// The template's text, from the file of its own or from tokenizer_config.json; empty: none.
-std::string ReadTemplateText(const std::string& model_dir) {
-  absl::StatusOr<std::string> jinja =
-      ReadFileCapped(model_dir + "/chat_template.jinja", kMaxTemplate_bytes);
-  if (jinja.ok()) return *std::move(jinja);
-  const absl::StatusOr<json> config = ReadJsonFile(model_dir + "/tokenizer_config.json");
-  if (!config.ok()) return "";
-  const auto found = config->find("chat_template");
-  if (found == config->end()) return "";
+constexpr std::string_view kChatMl = R"({%- for message in messages %}
+{%- if message.role not in ['system', 'user', 'assistant'] %}
+{{- raise_exception('roles are system, user and assistant') }}
+{%- endif %}
+{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\n' }}
+{%- endif %})";
+
+constexpr std::string_view kLlama3 = R"({{- bos_token }}
+{%- for message in messages %}
+{%- if message.role not in ['system', 'user', 'assistant'] %}
+{{- raise_exception('roles are system, user and assistant') }}
+{%- endif %}
+{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' + message.content | trim }}
+{{- '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif %})";
+
+// [INST] as a control token; the system text stands before the last message of the user.
+constexpr std::string_view kMistral = R"({{- bos_token }}
+{%- set has_system = messages[0].role == 'system' %}
+{%- set turns = messages[1:] if has_system else messages %}
+{%- for message in turns %}
+{%- if message.role != ('user' if loop.index0 is even else 'assistant') %}
+{{- raise_exception('user and assistant take turns, after one system message at most') }}
+{%- endif %}
+{%- if message.role == 'user' %}
+{%- set is_last = loop.index0 + 2 >= loop.length + loop.length % 2 %}
+{{- '[INST] ' + (messages[0].content + '\n\n' if has_system and is_last else '') }}
+{{- message.content + '[/INST]' }}
+{%- else %}
+{{- ' ' + message.content | trim + eos_token }}
+{%- endif %}
+{%- else %}
+{{- raise_exception('a message of the user is missing') }}
+{%- endfor %})";
+
+std::pair<const char*, std::string_view> BuiltInText(ChatForm form) {
+  switch (form) {
+    case ChatForm::kNone:
+      break;
+    case ChatForm::kChatMl:
+      return {"chatml", kChatMl};
+    case ChatForm::kLlama3:
+      return {"llama3", kLlama3};
+    case ChatForm::kMistral:
+      return {"mistral", kMistral};
+  }
+  return {"none", ""};
+}
+
+absl::Status Annotate(const std::string& where, const absl::Status& status) {
+  return absl::Status(status.code(), fmt::format("{}: {}", where, std::string(status.message())));
+}
+
+// A member that is text, or an object with the text in "content"; nullopt: neither.
+std::optional<std::string> TokenOf(const json& config, const std::string& key) {
+  const auto found = config.find(key);
+  if (found == config.end()) return std::nullopt;
   if (found->is_string()) return found->get<std::string>();
-  if (!found->is_array()) return "";
-  // Several templates by name; tools and retrieval have theirs, "default" is for plain chat.
-  for (const json& item : *found) {
-    if (!item.is_object()) continue;
-    const auto name = item.find("name"), text = item.find("template");
-    if (name != item.end() && *name == "default" && text != item.end() && text->is_string()) {
-      return text->get<std::string>();
-    }
-  }
-  return "";
+  if (!found->is_object()) return std::nullopt;
+  const auto content = found->find("content");
+  if (content == found->end() || !content->is_string()) return std::nullopt;
+  return content->get<std::string>();
 }
 
-// Python's str.strip(), which templates call on contents: White_Space and U+001C to U+001F.
-std::string_view Strip(std::string_view text) {
-  const auto is_space = [](uint32_t c) {
-    return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 ||
-           c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 ||
-           c == 0x202F || c == 0x205F || c == 0x3000;
-  };
-  while (!text.empty()) {
-    const Utf8Char c = DecodeUtf8(text.data());
-    if (!is_space(c.code_point)) break;
-    text.remove_prefix(c.length);
+std::string StrippedMark() { return std::string(jinja::StripRight(kContinueMark)); }
+
+// The rendered text up to the end of the last message, which is marked in it.
+absl::StatusOr<std::string> CutAtMark(std::string text) {
+  const size_t at = text.rfind(StrippedMark());
+  if (at == std::string::npos) {
+    return absl::InvalidArgumentError(
+        "continue_final_message: the chat template leaves out the last message, so it cannot be "
+        "continued");
   }
-  while (!text.empty()) {
-    const char* end = text.data() + text.size();
-    const int length = LastCharLength(end);
-    if (!is_space(DecodeUtf8(end - length).code_point)) break;
-    text.remove_suffix(length);
-  }
+  const bool keeps_space = text.compare(at, kContinueMark.size(), kContinueMark) == 0;
+  text.resize(at);
+  // Where the template strips the message, so must its end be.
+  if (!keeps_space) text.resize(jinja::StripRight(text).size());
   return text;
-}
-
-// Collects control tokens and text; neighbouring texts become one, as if the template had been
-// rendered and then tokenized.
-class PromptBuilder {
- public:
-  explicit PromptBuilder(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
-
-  PromptBuilder& Text(std::string_view text) {
-    if (items_.empty() || items_.back().token >= 0) items_.push_back({});
-    items_.back().text.append(text);
-    return *this;
-  }
-  PromptBuilder& Id(int32_t id) {
-    if (id >= 0) items_.push_back({id, ""});
-    return *this;
-  }
-  // A control token by name; DetectChatForm has made sure that the form's tokens exist.
-  PromptBuilder& Control(std::string_view name) {
-    const int32_t id = tokenizer_.SpecialId(name);
-    if (id < 0 && missing_.empty()) missing_ = name;
-    return Id(id);
-  }
-
-  absl::StatusOr<std::vector<int32_t>> Encode() const {
-    if (!missing_.empty()) {
-      return absl::FailedPreconditionError(
-          fmt::format("the tokenizer has no token {}, which its chat form needs", missing_));
-    }
-    std::vector<PromptPart> parts;
-    for (const Item& item : items_) parts.push_back({item.token, item.text});
-    return tokenizer_.EncodeParts(parts);
-  }
-
- private:
-  struct Item {
-    int32_t token = -1;
-    std::string text;
-  };
-  const Tokenizer& tokenizer_;
-  std::vector<Item> items_;
-  std::string missing_;
-};
-
-absl::StatusOr<std::vector<int32_t>> ApplyChatMl(const Tokenizer& tokenizer,
-                                                 const std::vector<ChatMessage>& messages) {
-  PromptBuilder prompt(tokenizer);
-  for (const ChatMessage& message : messages) {
-    prompt.Control("<|im_start|>").Text(message.role).Text("\n").Text(message.content);
-    prompt.Control("<|im_end|>").Text("\n");
-  }
-  return prompt.Control("<|im_start|>").Text("assistant\n").Encode();
-}
-
-absl::StatusOr<std::vector<int32_t>> ApplyLlama3(const Tokenizer& tokenizer,
-                                                 const std::vector<ChatMessage>& messages) {
-  PromptBuilder prompt(tokenizer);
-  const auto header = [&prompt](std::string_view role) {
-    prompt.Control("<|start_header_id|>").Text(role).Control("<|end_header_id|>").Text("\n\n");
-  };
-  prompt.Id(tokenizer.bos_id());
-  for (const ChatMessage& message : messages) {
-    header(message.role);
-    prompt.Text(Strip(message.content)).Control("<|eot_id|>");
-  }
-  header("assistant");
-  return prompt.Encode();
-}
-
-// A leading system message, and user and assistant in turns after it.
-struct Turns {
-  std::optional<std::string> system;
-  std::vector<ChatMessage> messages;
-};
-
-absl::StatusOr<Turns> SplitTurns(const std::vector<ChatMessage>& messages) {
-  Turns turns;
-  size_t first = 0;
-  if (messages[0].role == "system") {
-    turns.system = messages[0].content;
-    first = 1;
-  }
-  turns.messages.assign(messages.begin() + first, messages.end());
-  for (size_t i = 0; i < turns.messages.size(); ++i) {
-    const std::string_view expected = i % 2 == 0 ? "user" : "assistant";
-    if (turns.messages[i].role != expected) {
-      return absl::InvalidArgumentError(fmt::format(
-          "messages[{}].role is \"{}\"; this model's chat form needs user and assistant in turns, "
-          "after one system message at most",
-          first + i, turns.messages[i].role));
-    }
-  }
-  if (turns.messages.empty()) {
-    return absl::InvalidArgumentError("messages: this model's chat form needs a user message");
-  }
-  return turns;
-}
-
-absl::StatusOr<std::vector<int32_t>> ApplyLlama2(const Tokenizer& tokenizer,
-                                                 const std::vector<ChatMessage>& messages) {
-  LH_ASSIGN_OR_RETURN(const Turns turns, SplitTurns(messages));
-  const int32_t eos = tokenizer.SpecialId("</s>");
-  PromptBuilder prompt(tokenizer);
-  for (size_t i = 0; i < turns.messages.size(); ++i) {
-    std::string content = turns.messages[i].content;
-    if (i == 0 && turns.system) {
-      content = fmt::format("<<SYS>>\n{}\n<</SYS>>\n\n{}", *turns.system, content);
-    }
-    const std::string_view stripped = Strip(content);
-    if (i % 2 == 0) {
-      prompt.Id(tokenizer.bos_id()).Text("[INST] ").Text(stripped).Text(" [/INST]");
-    } else {
-      prompt.Text(" ").Text(stripped).Text(" ").Id(eos);
-    }
-  }
-  return prompt.Encode();
-}
-
-// Two generations: [INST] as plain text, the system text before the first user message; [INST] as a
-// control token, the system text before the last one.
-absl::StatusOr<std::vector<int32_t>> ApplyMistral(const Tokenizer& tokenizer,
-                                                  const std::vector<ChatMessage>& messages) {
-  LH_ASSIGN_OR_RETURN(const Turns turns, SplitTurns(messages));
-  const int32_t eos = tokenizer.SpecialId("</s>");
-  const bool has_control = tokenizer.SpecialId("[INST]") >= 0;
-  const size_t n = turns.messages.size();
-  const size_t system_at = has_control ? (n - 1) / 2 * 2 : 0;
-  PromptBuilder prompt(tokenizer);
-  prompt.Id(tokenizer.bos_id());
-  for (size_t i = 0; i < n; ++i) {
-    const std::string& content = turns.messages[i].content;
-    if (i % 2 == 1) {
-      if (has_control) {
-        prompt.Text(" ").Text(Strip(content)).Id(eos);
-      } else {
-        prompt.Text(content).Id(eos);
-      }
-      continue;
-    }
-    const std::string system =
-        turns.system && i == system_at ? *turns.system + "\n\n" : std::string();
-    if (has_control) {
-      prompt.Control("[INST]").Text(" ").Text(system).Text(content).Control("[/INST]");
-    } else {
-      prompt.Text("[INST] ").Text(system).Text(content).Text(" [/INST]");
-    }
-  }
-  return prompt.Encode();
 }
 
 }  // namespace
 
-std::string_view ChatFormName(ChatForm form) {
-  switch (form) {
-    case ChatForm::kNone:
-      return "none";
-    case ChatForm::kChatMl:
-      return "chatml";
-    case ChatForm::kLlama3:
-      return "llama3";
-    case ChatForm::kLlama2:
-      return "llama2";
-    case ChatForm::kMistral:
-      return "mistral";
-  }
-  return "none";
-}
-
-ChatForm DetectChatForm(const std::string& model_dir, const Tokenizer& tokenizer) {
-  const std::string text = ReadTemplateText(model_dir);
-  const auto has_token = [&](std::string_view name) { return tokenizer.SpecialId(name) >= 0; };
-  // Without a template the special tokens alone decide.
-  const auto mentions = [&](std::string_view marker) {
-    return text.empty() || text.find(marker) != std::string::npos;
+ChatForm DetectChatForm(const Tokenizer& tokenizer) {
+  const auto has_tokens = [&](std::initializer_list<std::string_view> names) {
+    return std::all_of(names.begin(), names.end(),
+                       [&](std::string_view name) { return tokenizer.SpecialId(name) >= 0; });
   };
-  if (mentions("<|im_start|>") && has_token("<|im_start|>") && has_token("<|im_end|>")) {
-    return ChatForm::kChatMl;
-  }
-  if (mentions("<|start_header_id|>") && has_token("<|start_header_id|>") &&
-      has_token("<|end_header_id|>") && has_token("<|eot_id|>")) {
-    if (text.find("Cutting Knowledge Date") != std::string::npos) {
-      spdlog::warn(
-          "{}: the chat template puts dates into the system message; the built-in llama3 "
-          "form does not",
-          model_dir);
-    }
+  if (has_tokens({"<|im_start|>", "<|im_end|>"})) return ChatForm::kChatMl;
+  if (has_tokens({"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"})) {
     return ChatForm::kLlama3;
   }
-  if (!text.empty() && text.find("[INST]") != std::string::npos) {
-    return text.find("<<SYS>>") != std::string::npos ? ChatForm::kLlama2 : ChatForm::kMistral;
-  }
-  if (text.empty() && has_token("[INST]") && has_token("[/INST]")) return ChatForm::kMistral;
-  return ChatForm::kNone;
+  return has_tokens({"[INST]", "[/INST]"}) ? ChatForm::kMistral : ChatForm::kNone;
 }
 
-absl::StatusOr<std::vector<int32_t>> ApplyChatTemplate(ChatForm form, const Tokenizer& tokenizer,
-                                                       const std::vector<ChatMessage>& messages) {
-  if (form == ChatForm::kNone) {
-    return absl::FailedPreconditionError(
-        "this model has no chat form that is built in (chatml, llama3, llama2, mistral); send the "
-        "rendered prompt to /v1/completions");
+absl::Status ChatTemplate::AddTemplate(const std::string& name, std::string_view text) {
+  absl::StatusOr<std::unique_ptr<const jinja::Template>> parsed = jinja::Template::Parse(text);
+  if (!parsed.ok()) return parsed.status();
+  (name == "tool_use" ? tool_use_ : default_) = *std::move(parsed);
+  return absl::OkStatus();
+}
+
+void ChatTemplate::FindEndOfTurn(std::string_view text, const Tokenizer& tokenizer) {
+  for (const std::string_view name : {"<|im_end|>", "<|eot_id|>", "<end_of_turn>"}) {
+    const int32_t id = tokenizer.SpecialId(name);
+    if (id >= 0 && text.find(name) != std::string_view::npos) end_of_turn_ids_.push_back(id);
   }
-  if (messages.empty()) return absl::InvalidArgumentError("messages is empty");
-  for (size_t i = 0; i < messages.size(); ++i) {
-    const std::string& role = messages[i].role;
-    if (role != "system" && role != "user" && role != "assistant") {
-      return absl::InvalidArgumentError(
-          fmt::format("messages[{}].role is \"{}\"; expected system, user or assistant", i, role));
+}
+
+absl::Status ChatTemplate::ReadSpecialTokens(const std::string& model_dir,
+                                             const Tokenizer& tokenizer) {
+  constexpr const char* kNames[] = {"bos_token", "eos_token", "unk_token", "sep_token",
+                                    "pad_token", "cls_token", "mask_token"};
+  bool any_file = false;
+  for (const char* file : {"/special_tokens_map.json", "/tokenizer_config.json"}) {
+    const absl::StatusOr<json> config = ReadJsonFile(model_dir + file);
+    if (absl::IsNotFound(config.status())) continue;
+    if (!config.ok()) return config.status();
+    any_file = true;
+    for (const char* name : kNames) {
+      if (auto text = TokenOf(*config, name)) special_tokens_.Set(name, Value::String(*text));
     }
   }
-  switch (form) {
-    case ChatForm::kChatMl:
-      return ApplyChatMl(tokenizer, messages);
-    case ChatForm::kLlama3:
-      return ApplyLlama3(tokenizer, messages);
-    case ChatForm::kLlama2:
-      return ApplyLlama2(tokenizer, messages);
-    default:
-      return ApplyMistral(tokenizer, messages);
+  if (any_file) return absl::OkStatus();
+  const auto set = [&](const char* name, int32_t id) {
+    if (id >= 0) special_tokens_.Set(name, Value::String(tokenizer.TokenText(id)));
+  };
+  set("bos_token", tokenizer.bos_id());
+  set("eos_token", tokenizer.eos_ids().empty() ? -1 : tokenizer.eos_ids().front());
+  return absl::OkStatus();
+}
+
+std::unique_ptr<ChatTemplate> ChatTemplate::None(absl::Status reason) {
+  auto none = std::unique_ptr<ChatTemplate>(new ChatTemplate());
+  none->unusable_ = std::move(reason);
+  return none;
+}
+
+std::unique_ptr<const ChatTemplate> ChatTemplate::BuiltIn(ChatForm form,
+                                                          const Tokenizer& tokenizer) {
+  if (form == ChatForm::kNone) {
+    return None(absl::FailedPreconditionError(
+        "this model has no chat template, and its tokens fit none that is built in (chatml, "
+        "llama3, mistral); start the server with --chat-template FILE, or send the rendered prompt "
+        "to /v1/completions"));
   }
+  const auto [name, text] = BuiltInText(form);
+  auto chat = std::unique_ptr<ChatTemplate>(new ChatTemplate());
+  chat->source_ = fmt::format("built in: {}", name);
+  chat->unusable_ = chat->AddTemplate("default", text);
+  const auto set = [&](const char* token, int32_t id) {
+    chat->special_tokens_.Set(token, Value::String(id >= 0 ? tokenizer.TokenText(id) : ""));
+  };
+  set("bos_token", tokenizer.bos_id());
+  set("eos_token", tokenizer.eos_ids().empty() ? -1 : tokenizer.eos_ids().front());
+  chat->FindEndOfTurn(text, tokenizer);
+  return chat;
+}
+
+absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::LoadFolder(const std::string& model_dir,
+                                                                       const Tokenizer& tokenizer) {
+  auto chat = std::unique_ptr<ChatTemplate>(new ChatTemplate());
+  const std::string jinja_path = model_dir + "/chat_template.jinja";
+  const absl::StatusOr<std::string> file = ReadFileCapped(jinja_path, jinja::kMaxTemplate_bytes);
+  if (file.ok()) {
+    chat->source_ = "chat_template.jinja";
+    if (auto status = chat->AddTemplate("default", *file); !status.ok()) {
+      return Annotate(jinja_path, status);
+    }
+    chat->FindEndOfTurn(*file, tokenizer);
+    return chat;
+  }
+  if (!absl::IsNotFound(file.status())) return file.status();
+  const std::string config_path = model_dir + "/tokenizer_config.json";
+  const absl::StatusOr<json> config = ReadJsonFile(config_path);
+  if (absl::IsNotFound(config.status())) return nullptr;
+  if (!config.ok()) return config.status();
+  const auto found = config->find("chat_template");
+  if (found == config->end() || found->is_null()) return nullptr;
+  chat->source_ = "tokenizer_config.json";
+  // One text, or several by name of which "default" and "tool_use" mean something.
+  const json list =
+      found->is_string() ? json::array({{{"name", "default"}, {"template", *found}}}) : *found;
+  for (const json& item : list.is_array() ? list : json::array()) {
+    const auto name = item.is_object() ? TokenOf(item, "name") : std::nullopt;
+    const auto text = item.is_object() ? TokenOf(item, "template") : std::nullopt;
+    if (!name || !text || (*name != "default" && *name != "tool_use")) continue;
+    if (auto status = chat->AddTemplate(*name, *text); !status.ok()) {
+      return Annotate(fmt::format("{}: chat_template \"{}\"", config_path, *name), status);
+    }
+    chat->FindEndOfTurn(*text, tokenizer);
+  }
+  if (chat->default_ == nullptr) {
+    return absl::InvalidArgumentError(fmt::format(
+        "{}: chat_template is neither a text nor a list with a template named \"default\"",
+        config_path));
+  }
+  return chat;
+}
+
+absl::StatusOr<std::unique_ptr<const ChatTemplate>> ChatTemplate::Load(
+    const std::string& model_dir, const std::string& override_file, const Tokenizer& tokenizer) {
+  std::unique_ptr<ChatTemplate> chat;
+  if (!override_file.empty()) {
+    LH_ASSIGN_OR_RETURN(const std::string text,
+                        ReadFileCapped(override_file, jinja::kMaxTemplate_bytes));
+    chat = std::unique_ptr<ChatTemplate>(new ChatTemplate());
+    chat->source_ = override_file;
+    if (auto status = chat->AddTemplate("default", text); !status.ok()) {
+      return Annotate(override_file, status);
+    }
+    chat->FindEndOfTurn(text, tokenizer);
+  } else {
+    absl::StatusOr<std::unique_ptr<ChatTemplate>> loaded = LoadFolder(model_dir, tokenizer);
+    if (!loaded.ok()) {
+      const std::string reason(loaded.status().message());
+      spdlog::warn("{}; chat requests will be refused. --chat-template FILE gives another one",
+                   reason);
+      return None(absl::FailedPreconditionError(
+          fmt::format("this model's chat template cannot be used: {}", reason)));
+    }
+    if (*loaded == nullptr) return BuiltIn(DetectChatForm(tokenizer), tokenizer);
+    chat = *std::move(loaded);
+  }
+  LH_RETURN_IF_ERROR(chat->ReadSpecialTokens(model_dir, tokenizer));
+  return chat;
+}
+
+absl::StatusOr<const jinja::Template*> ChatTemplate::Choose(const ChatPrompt& prompt) const {
+  if (!unusable_.ok()) return unusable_;
+  if (prompt.messages.empty()) return absl::InvalidArgumentError("messages is empty");
+  if (!prompt.tools.Truthy()) return default_.get();
+  const jinja::Template* chosen = tool_use_ != nullptr ? tool_use_.get() : default_.get();
+  if (chosen->Uses("tools")) return chosen;
+  return absl::InvalidArgumentError(
+      "tools: this model's chat template does not show tools to the model; leave them out");
+}
+
+// `mark` is put behind the content of the last message.
+Dict ChatTemplate::Variables(const ChatPrompt& prompt, std::string_view mark) const {
+  std::vector<Value> messages;
+  messages.reserve(prompt.messages.size());
+  for (const ChatMessage& message : prompt.messages) {
+    Dict dict;
+    dict.Set("role", Value::String(message.role));
+    const bool is_last = &message == &prompt.messages.back();
+    dict.Set("content", Value::String(is_last && !mark.empty() ? message.content + std::string(mark)
+                                                               : message.content));
+    if (message.extra.is_dict()) {
+      for (const auto& [key, value] : message.extra.dict().entries()) dict.Set(key, value);
+    }
+    messages.push_back(Value::Of(std::move(dict)));
+  }
+  const auto or_none = [](const Value& value) { return value.Truthy() ? value : Value::None(); };
+  Dict variables = special_tokens_;
+  variables.Set("messages", Value::List(std::move(messages)));
+  variables.Set("tools", or_none(prompt.tools));
+  variables.Set("documents", or_none(prompt.documents));
+  variables.Set("add_generation_prompt",
+                Value::Bool(prompt.add_generation_prompt && !prompt.continue_final_message));
+  if (prompt.variables.is_dict()) {
+    for (const auto& [key, value] : prompt.variables.dict().entries()) variables.Set(key, value);
+  }
+  return variables;
+}
+
+absl::StatusOr<std::string> ChatTemplate::Render(const ChatPrompt& prompt, std::time_t now) const {
+  LH_ASSIGN_OR_RETURN(const jinja::Template* chosen, Choose(prompt));
+  const std::string_view mark = prompt.continue_final_message ? kContinueMark : "";
+  LH_ASSIGN_OR_RETURN(std::string text, chosen->Render(Variables(prompt, mark), now));
+  if (mark.empty()) return text;
+  return CutAtMark(std::move(text));
 }
 
 }  // namespace longhaul

@@ -37,36 +37,21 @@ absl::StatusOr<std::vector<int32_t>> HfTokenizer::Encode(std::string_view text, 
                                                          SpecialTokens special) const {
   std::vector<int32_t> ids;
   if (add_bos && spec_.add_bos) ids.push_back(spec_.bos_id);
-  LH_RETURN_IF_ERROR(EncodeText(text, /*at_start=*/true, special == SpecialTokens::kParse, &ids));
+  LH_RETURN_IF_ERROR(EncodeText(text, special == SpecialTokens::kParse, &ids));
   return ids;
 }
 
-absl::StatusOr<std::vector<int32_t>> HfTokenizer::EncodeParts(
-    const std::vector<PromptPart>& parts) const {
-  std::vector<int32_t> ids;
-  bool at_start = true;
-  for (const PromptPart& part : parts) {
-    if (part.token >= 0) {
-      ids.push_back(part.token);
-    } else {
-      LH_RETURN_IF_ERROR(EncodeText(part.text, at_start, /*find_control=*/false, &ids));
-    }
-    at_start = false;
-  }
-  return ids;
-}
-
-absl::Status HfTokenizer::EncodeText(std::string_view text, bool at_start, bool find_control,
+absl::Status HfTokenizer::EncodeText(std::string_view text, bool find_control,
                                      std::vector<int32_t>* ids) const {
   LH_RETURN_IF_ERROR(CheckText(text));
   size_t done = 0;
   for (const AddedTokens::Match& match : raw_added_.Find(text, find_control, classes_)) {
     LH_RETURN_IF_ERROR(EncodeBetweenTokens(text.substr(done, match.begin - done),
-                                           at_start && done == 0, find_control, ids));
+                                           /*at_start=*/done == 0, find_control, ids));
     ids->push_back(match.id);
     done = match.end;
   }
-  return EncodeBetweenTokens(text.substr(done), at_start && done == 0, find_control, ids);
+  return EncodeBetweenTokens(text.substr(done), /*at_start=*/done == 0, find_control, ids);
 }
 
 absl::Status HfTokenizer::EncodeBetweenTokens(std::string_view text, bool at_start,

@@ -61,8 +61,6 @@ class HfTokenizer : public Tokenizer {
 
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_bos,
                                               SpecialTokens special) const override;
-  absl::StatusOr<std::vector<int32_t>> EncodeParts(
-      const std::vector<PromptPart>& parts) const override;
   std::string_view TokenBytes(int32_t id) const override;
   std::string TokenText(int32_t id) const override;
   bool drops_first_space() const override { return spec_.drops_first_space; }
@@ -73,7 +71,7 @@ class HfTokenizer : public Tokenizer {
   int32_t SpecialId(std::string_view text) const override;
 
  private:
-  absl::Status EncodeText(std::string_view text, bool at_start, bool find_control,
+  absl::Status EncodeText(std::string_view text, bool find_control,
                           std::vector<int32_t>* ids) const;
   absl::Status EncodeBetweenTokens(std::string_view text, bool at_start, bool find_control,
                                    std::vector<int32_t>* ids) const;

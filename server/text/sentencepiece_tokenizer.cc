@@ -152,35 +152,19 @@ absl::StatusOr<std::vector<int32_t>> SentencePieceTokenizer::Encode(std::string_
                                                                     SpecialTokens special) const {
   std::vector<int32_t> ids;
   if (add_bos && add_bos_) ids.push_back(bos_id_);
-  LH_RETURN_IF_ERROR(EncodeText(text, /*at_start=*/true, special == SpecialTokens::kParse, &ids));
+  LH_RETURN_IF_ERROR(EncodeText(text, special == SpecialTokens::kParse, &ids));
   return ids;
 }
 
-absl::StatusOr<std::vector<int32_t>> SentencePieceTokenizer::EncodeParts(
-    const std::vector<PromptPart>& parts) const {
-  std::vector<int32_t> ids;
-  bool at_start = true;
-  for (const PromptPart& part : parts) {
-    if (part.token >= 0) {
-      ids.push_back(part.token);
-      // A text behind <s> is the start of a text; one behind [INST] or <|im_start|> is not.
-      at_start = part.token == bos_id_;
-    } else {
-      LH_RETURN_IF_ERROR(EncodeText(part.text, at_start, /*find_control=*/false, &ids));
-      at_start = false;
-    }
-  }
-  return ids;
-}
-
-absl::Status SentencePieceTokenizer::EncodeText(std::string_view text, bool at_start,
-                                                bool find_control,
+absl::Status SentencePieceTokenizer::EncodeText(std::string_view text, bool find_control,
                                                 std::vector<int32_t>* ids) const {
   LH_RETURN_IF_ERROR(CheckText(text));
   size_t done = 0;
+  bool at_start = true;
   for (const AddedTokens::Match& match : added_.Find(text, find_control, classes_)) {
     LH_RETURN_IF_ERROR(EncodeRun(text.substr(done, match.begin - done), at_start, ids));
     ids->push_back(match.id);
+    // A text behind <s> is the start of a text; one behind [INST] or <|im_start|> is not.
     at_start = match.id == bos_id_;
     done = match.end;
   }

@@ -27,8 +27,6 @@ class SentencePieceTokenizer : public Tokenizer {
 
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_bos,
                                               SpecialTokens special) const override;
-  absl::StatusOr<std::vector<int32_t>> EncodeParts(
-      const std::vector<PromptPart>& parts) const override;
   std::string_view TokenBytes(int32_t id) const override;
   std::string TokenText(int32_t id) const override;
   bool drops_first_space() const override { return puts_space_first_; }
@@ -43,9 +41,9 @@ class SentencePieceTokenizer : public Tokenizer {
 
   absl::Status ReadPieces(const std::string& path, const SpecialConfig& config);
   absl::Status ProbeSpaces(const std::string& path);
-  // at_start: the library's own space goes before the text.
-  absl::Status EncodeText(std::string_view text, bool at_start, bool find_control,
+  absl::Status EncodeText(std::string_view text, bool find_control,
                           std::vector<int32_t>* ids) const;
+  // at_start: the library's own space goes before the text.
   absl::Status EncodeRun(std::string_view text, bool at_start, std::vector<int32_t>* ids) const;
   absl::Status EncodeSegment(std::string_view segment, bool at_start,
                              std::vector<int32_t>* ids) const;

@@ -60,21 +60,6 @@ std::string Tokenizer::Decode(const std::vector<int32_t>& ids) const {
   return SanitizeUtf8(text);
 }
 
-absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeParts(
-    const std::vector<PromptPart>& parts) const {
-  std::vector<int32_t> ids;
-  for (const PromptPart& part : parts) {
-    if (part.token >= 0) {
-      ids.push_back(part.token);
-      continue;
-    }
-    LH_ASSIGN_OR_RETURN(const std::vector<int32_t> more,
-                        Encode(part.text, /*add_bos=*/false, SpecialTokens::kText));
-    ids.insert(ids.end(), more.begin(), more.end());
-  }
-  return ids;
-}
-
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& model_dir,
                                                          int n_threads) {
   const std::string hf_path = model_dir + "/tokenizer.json";

@@ -18,12 +18,6 @@ enum class SpecialTokens : uint8_t {
   kParse,  // special tokens in the input become their ids: chat templates, /tokenize
 };
 
-// A piece of a prompt that is put together by a chat form: a control token, or plain text.
-struct PromptPart {
-  int32_t token = -1;     // -1: text
-  std::string_view text;  // not owned
-};
-
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
@@ -34,11 +28,6 @@ class Tokenizer {
   // how.
   virtual absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_bos,
                                                       SpecialTokens special) const = 0;
-
-  // Ids of parts in a row; text is encoded as kText. Differs from encoding each part alone only for
-  // tokenizers that put a space before a text: not before a text that follows a control token.
-  virtual absl::StatusOr<std::vector<int32_t>> EncodeParts(
-      const std::vector<PromptPart>& parts) const;
 
   // Raw bytes of one token; may be part of a UTF-8 character (byte-level BPE, byte fallback). A
   // sentencepiece word mark is a space. Empty for special tokens.

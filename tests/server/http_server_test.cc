@@ -35,7 +35,7 @@ class HttpServerTest : public testing::Test {
     engine_ = engine.get();
     SessionConfig config = TestSessionConfig();
     config.on_finished = [this](const RequestRecord& record) { metrics_.OnRequest(record); };
-    session_ = Session::CreateWith(config, std::make_unique<ByteTokenizer>(), ChatForm::kChatMl,
+    session_ = Session::CreateWith(config, std::make_unique<ByteTokenizer>(), FakeChat(),
                                    std::move(engine));
     auto server = HttpServer::Bind(options_);
     ASSERT_TRUE(server.ok()) << server.status();

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "server/api/status_map.h"
+#include "server/text/jinja/to_text.h"
 
 namespace longhaul::api {
 namespace {
@@ -169,7 +170,7 @@ TEST(Chat, MessagesAndParts) {
     "max_tokens": 3, "max_completion_tokens": 5, "logprobs": true, "top_logprobs": 2,
     "tools": [], "tool_choice": "none", "modalities": ["text"], "response_format": {"type": "text"}})");
   ASSERT_TRUE(request.ok()) << request.status();
-  const auto& messages = std::get<std::vector<ChatMessage>>(request->prompt);
+  const auto& messages = std::get<ChatPrompt>(request->prompt).messages;
   ASSERT_EQ(messages.size(), 3u);
   EXPECT_EQ(messages[0].role, "system");
   EXPECT_EQ(messages[1].content, "ab");
@@ -203,15 +204,53 @@ INSTANTIATE_TEST_SUITE_P(
                 "integer"},
         BadCase{R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})",
                 "messages[0].content", "image_url"},
-        BadCase{R"({"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]})",
-                "messages[0].tool_calls", "not supported"},
-        BadCase{"{" LH_USER R"(, "tools": [{"type": "function"}]})", "tools", "not supported"},
+        BadCase{"{" LH_USER R"(, "tools": {"type": "function"}})", "tools", "array of objects"},
+        BadCase{"{" LH_USER R"(, "tools": [{}], "tool_choice": "required"})", "tool_choice",
+                "auto"},
+        BadCase{"{" LH_USER R"(, "documents": ["x"]})", "documents", "array of objects"},
+        BadCase{"{" LH_USER R"(, "chat_template": "{{ 1 }}"})", "chat_template", "from requests"},
+        BadCase{"{" LH_USER R"(, "chat_template_kwargs": 5})", "chat_template_kwargs", "object"},
+        BadCase{"{" LH_USER R"(, "chat_template_kwargs": {"messages": []}})",
+                "chat_template_kwargs", "'messages'"},
+        BadCase{"{" LH_USER R"(, "continue_final_message": true, "add_generation_prompt": true})",
+                "continue_final_message", "together"},
         BadCase{"{" LH_USER R"(, "logprobs": 5})", "logprobs", "true or false"},
         BadCase{"{" LH_USER R"(, "top_logprobs": 5})", "top_logprobs", "needs 'logprobs'"},
         BadCase{"{" LH_USER R"(, "modalities": ["audio"]})", "modalities", "not supported"},
         BadCase{"{" LH_USER R"(, "echo": true})", "echo", "not supported"},
-        BadCase{"{" LH_USER R"(, "add_generation_prompt": false})", "add_generation_prompt",
-                "true"}));
+        BadCase{"{" LH_USER R"(, "add_generation_prompt": 0})", "add_generation_prompt",
+                "true or false"}));
+
+TEST(Chat, FieldsForTheTemplateKeepTheirOrder) {
+  const auto request = ParseChatCompletion(R"({"messages": [
+      {"role": "user", "content": "x", "name": "u"},
+      {"role": "assistant", "reasoning": "why", "tool_calls": [
+         {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{"z": 1, "a": [2.0]}"}}]},
+      {"role": "tool", "tool_call_id": "1", "content": "5"}],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"z": 1, "a": 2}}}],
+    "documents": [{"title": "t", "text": "d"}], "chat_template_kwargs": {"enable_thinking": false},
+    "add_generation_prompt": false, "continue_final_message": true})");
+  ASSERT_TRUE(request.ok()) << request.status();
+  const auto& prompt = std::get<ChatPrompt>(request->prompt);
+  EXPECT_FALSE(prompt.add_generation_prompt);
+  EXPECT_TRUE(prompt.continue_final_message);
+  const auto shown = [](const jinja::Value& value) {
+    std::string text;
+    EXPECT_TRUE(jinja::AppendJson(value, {}, 1 << 20, &text).ok());
+    return text;
+  };
+  EXPECT_EQ(shown(prompt.tools),
+            R"([{"type": "function", "function": {"name": "f", "parameters": {"z": 1, "a": 2}}}])");
+  EXPECT_EQ(shown(prompt.documents), R"([{"title": "t", "text": "d"}])");
+  EXPECT_EQ(shown(prompt.variables), R"({"enable_thinking": false})");
+  EXPECT_EQ(shown(prompt.messages[0].extra), R"({"name": "u"})");
+  // Arguments come as text and go to the template as a dict.
+  EXPECT_EQ(shown(prompt.messages[1].extra),
+            R"({"reasoning": "why", "tool_calls": [{"id": "1", "type": "function", )"
+            R"("function": {"name": "f", "arguments": {"z": 1, "a": [2.0]}}}], )"
+            R"("reasoning_content": "why", "thinking": "why"})");
+  EXPECT_EQ(shown(prompt.messages[2].extra), R"({"tool_call_id": "1"})");
+}
 
 TEST(Tokenize, TextOrMessages) {
   const auto text =

@@ -112,7 +112,7 @@ TEST(RequestLog, NeverHoldsText) {
     auto engine = std::make_unique<FakeEngine>(Says("the secret answer"));
     FakeEngine* fake = engine.get();
     const auto session = Session::CreateWith(config, std::make_unique<ByteTokenizer>(),
-                                             ChatForm::kChatMl, std::move(engine));
+                                             FakeChat(), std::move(engine));
     const auto run = [&](const api::GenerateRequest& request) {
       auto generation = session->Start(request, {});
       while (generation.ok()) {
@@ -123,9 +123,9 @@ TEST(RequestLog, NeverHoldsText) {
     api::GenerateRequest request;
     request.prompt = std::string("the secret prompt");
     run(request);
-    request.prompt = std::vector<ChatMessage>{{"user", "the secret message"}};
+    request.prompt = ChatPrompt{{{"user", "the secret message"}}};
     run(request);
-    request.prompt = std::vector<ChatMessage>{{"the secret role", "x"}};
+    request.prompt = ChatPrompt{{{"the secret role", "x"}}};
     run(request);
     request.prompt = std::string("the secret prompt");
     request.model = "the secret model";

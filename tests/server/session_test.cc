@@ -33,8 +33,8 @@ class SessionTest : public testing::Test {
     engine_ = engine.get();
     SessionConfig config = TestSessionConfig();
     config.on_finished = [this](const RequestRecord& record) { records_.push_back(record); };
-    session_ =
-        Session::CreateWith(config, std::make_unique<ByteTokenizer>(), form, std::move(engine));
+    session_ = Session::CreateWith(config, std::make_unique<ByteTokenizer>(), FakeChat(form),
+                                   std::move(engine));
   }
 
   struct Result {
@@ -97,7 +97,7 @@ api::GenerateRequest Completion(std::string prompt) {
 
 api::GenerateRequest Chat(std::string content) {
   api::GenerateRequest request;
-  request.prompt = std::vector<ChatMessage>{{"user", std::move(content)}};
+  request.prompt = ChatPrompt{{{"user", std::move(content)}}};
   return request;
 }
 
@@ -281,10 +281,12 @@ TEST_F(SessionTest, ChatUsesTheFormAndItsEndToken) {
   EXPECT_THAT(request.stop_token_ids, testing::Contains(ByteTokenizer::kImEnd));
   // The rest of the context: 4096 tokens less the prompt.
   EXPECT_EQ(request.max_tokens, 4096 - static_cast<int64_t>(request.prompt.size()));
-  api::GenerateRequest forged = Chat("<|im_end|>");
-  Run(forged);
+  // Special tokens are found in the rendered text, as transformers does: also those of a content.
+  Run(Chat("<|im_end|>"));
   const std::vector<int32_t> ids = engine_->last_request().prompt;
-  EXPECT_EQ(std::count(ids.begin(), ids.end(), ByteTokenizer::kImEnd), 1);
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), ByteTokenizer::kImEnd), 2);
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), ByteTokenizer::kBos), 0)
+      << "the template's business";
 }
 
 TEST_F(SessionTest, ChatWithoutAForm) {
@@ -337,8 +339,8 @@ TEST_F(SessionTest, WhatNeedsNoPromptIsCheckedBeforeIt) {
   const CountingTokenizer& tokenizer = *counting;
   auto engine = std::make_unique<FakeEngine>(Says("ok"));
   FakeEngine* fake = engine.get();
-  session_ = Session::CreateWith(TestSessionConfig(), std::move(counting), ChatForm::kChatMl,
-                                 std::move(engine));
+  session_ =
+      Session::CreateWith(TestSessionConfig(), std::move(counting), FakeChat(), std::move(engine));
   // Wrong in every way: the cheapest check speaks.
   api::GenerateRequest request = Completion(std::string(1'000'000, 'a'));
   request.timeout_s = 1;
@@ -404,8 +406,8 @@ TEST_F(SessionTest, CallersDoNotShareCachedPrefixes) {
   config.prefix_cache_per_key = false;
   auto engine = std::make_unique<FakeEngine>(Says("ok"));
   engine_ = engine.get();
-  session_ = Session::CreateWith(config, std::make_unique<ByteTokenizer>(), ChatForm::kChatMl,
-                                 std::move(engine));
+  session_ =
+      Session::CreateWith(config, std::make_unique<ByteTokenizer>(), FakeChat(), std::move(engine));
   EXPECT_EQ(salt(alice, "s"), salt(bob, "s"));
 }
 
