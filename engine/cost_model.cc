@@ -17,16 +17,12 @@ constexpr double kCallUs = 50;  // fixed cost of one layer call
 // Rows that a dense pass over the keys costs besides its pairs, see PrefillWork.
 constexpr double kThinRows = 64;
 
-// Of the logarithms: what is not known of the speed of the machine, of each coefficient besides
-// that, how much a coefficient drifts from sample to sample, and how noisy a sample is.
-constexpr double kCommonVariance = 4.0;
-constexpr double kOwnVariance = 1.0;
-constexpr double kDriftVariance = 4e-4;
-constexpr double kNoiseVariance = 0.0225;
-
-// A sample further off than so many deviations is clipped; so many in a row are a change.
-constexpr double kSurprise = 3.0;
-constexpr int kMaxSurprises = 3;
+// Of the logarithms: how uncertain the speed of the machine is, each coefficient besides that, and
+// a sample; one that is further off than kFar counts less, however far it is.
+constexpr double kCommonVariance = 9.0;
+constexpr double kOwnVariance = 2.0;
+constexpr double kNoiseVariance = 0.02;
+constexpr double kFar = 0.4;
 
 // Prior of the kept remote keys, and how uncertain it is; the noise is that of one layer's sample.
 constexpr double kRemoteShare = 0.02;
@@ -39,74 +35,80 @@ double CausalPairs(double begin, double end) { return 0.5 * (end - begin) * (beg
 
 }  // namespace
 
-OnlineFit::OnlineFit(int n_terms) : n_terms_(n_terms) { ResetVariance(); }
-
-void OnlineFit::ResetVariance() {
-  for (int i = 0; i < n_terms_; ++i) {
-    for (int j = 0; j < n_terms_; ++j) {
-      variance_[i][j] = kCommonVariance + (i == j ? kOwnVariance : 0);
-    }
-  }
-}
+OnlineFit::OnlineFit(int n_terms) : n_terms_(n_terms) { z_.fill(1.0); }
 
 double OnlineFit::Predict(std::span<const double> x) const {
   double y = 0;
-  for (int i = 0; i < n_terms_; ++i) y += std::exp(log_z_[i]) * x[i];
+  for (int i = 0; i < n_terms_; ++i) y += z_[i] * x[i];
   return y;
 }
 
-OnlineFit::Linear OnlineFit::Linearize(std::span<const double> x) const {
-  Linear linear{.variance = kNoiseVariance};
-  const double y = Predict(x);
-  for (int i = 0; i < n_terms_; ++i) linear.slope[i] = std::exp(log_z_[i]) * x[i] / y;
-  for (int i = 0; i < n_terms_; ++i) {
-    for (int j = 0; j < n_terms_; ++j) linear.covariance[i] += variance_[i][j] * linear.slope[j];
-    linear.variance += linear.slope[i] * linear.covariance[i];
-  }
-  return linear;
-}
-
-// How much of the error is learned from.
-double OnlineFit::Clip(double error, double deviation) {
-  const double limit = kSurprise * deviation;
-  if (std::abs(error) <= limit) {
-    n_surprises_ = 0;
-    return error;
-  }
-  const int sign = error > 0 ? 1 : -1;
-  n_surprises_ = n_surprises_ * sign > 0 ? n_surprises_ + sign : sign;
-  if (std::abs(n_surprises_) < kMaxSurprises) return sign * limit;
-  n_surprises_ = 0;
-  ResetVariance();
-  return error;
-}
-
 void OnlineFit::Observe(std::span<const double> x, double y) {
-  const double predicted = Predict(x);
-  if (!(predicted > 0) || !(y > 0) || !std::isfinite(y)) return;
-  observed_ = true;
-  for (int i = 0; i < n_terms_; ++i) {
-    variance_[i][i] = std::min(variance_[i][i] + kDriftVariance, kCommonVariance + kOwnVariance);
+  if (!(Predict(x) > 0) || !(y > 0) || !std::isfinite(y)) return;
+  int kind = 0;
+  for (int i = 1; i < n_terms_; ++i) {
+    if (z_[i] * x[i] > z_[kind] * x[kind]) kind = i;
   }
-  const double deviation = std::sqrt(Linearize(x).variance);
-  const double target = std::log(predicted) + Clip(std::log(y / predicted), deviation);
-  // The slope changes with z, so the update is iterated: three rounds bring even an error of a
-  // factor of 100 within the noise.
-  const Vector before = log_z_;
-  Linear linear;
-  for (int round = 0; round < 3; ++round) {
-    linear = Linearize(x);
-    double error = target - std::log(Predict(x));
-    for (int i = 0; i < n_terms_; ++i) error -= linear.slope[i] * (before[i] - log_z_[i]);
-    for (int i = 0; i < n_terms_; ++i) {
-      log_z_[i] = before[i] + linear.covariance[i] / linear.variance * error;
-    }
-  }
+  Sample& sample = samples_[kind][n_of_kind_[kind]++ % kSamplesOfKind];
+  std::copy_n(x.begin(), n_terms_, sample.x.begin());
+  sample.log_y = std::log(y);
+  ++n_samples_;
+  // Later ones begin next to the solution.
+  const int n_rounds = n_samples_ < 2 * kSamplesOfKind ? 20 : 2;
+  for (int round = 0; round < n_rounds; ++round) Improve();
+}
+
+// A Gauss-Newton step towards the likeliest log z: of the prior and of all samples.
+void OnlineFit::Improve() {
+  Matrix curvature{};
+  Vector descent{};
+  const double common =
+      kCommonVariance / (kOwnVariance * (kOwnVariance + n_terms_ * kCommonVariance));
   for (int i = 0; i < n_terms_; ++i) {
     for (int j = 0; j < n_terms_; ++j) {
-      variance_[i][j] -= linear.covariance[i] * linear.covariance[j] / linear.variance;
+      curvature[i][j] = (i == j ? 1 / kOwnVariance : 0) - common;
+      descent[i] -= curvature[i][j] * log_z_[j];
     }
   }
+  for (int kind = 0; kind < n_terms_; ++kind) {
+    const int64_t n = std::min<int64_t>(n_of_kind_[kind], kSamplesOfKind);
+    for (int64_t i = 0; i < n; ++i) AddSample(samples_[kind][i], curvature, descent);
+  }
+  const Vector step = Solve(curvature, descent);
+  for (int i = 0; i < n_terms_; ++i) {
+    log_z_[i] += std::clamp(step[i], -2.0, 2.0);  // further off the curvature is another one
+    z_[i] = std::exp(log_z_[i]);
+  }
+}
+
+void OnlineFit::AddSample(const Sample& sample, Matrix& curvature, Vector& descent) const {
+  const double y = Predict(sample.x);
+  const double error = sample.log_y - std::log(y);
+  const double weight = std::min(1.0, kFar / std::abs(error)) / kNoiseVariance;
+  Vector slope{};  // of log y in log z: the share of each term
+  for (int i = 0; i < n_terms_; ++i) slope[i] = z_[i] * sample.x[i] / y;
+  for (int i = 0; i < n_terms_; ++i) {
+    descent[i] += weight * slope[i] * error;
+    for (int j = 0; j < n_terms_; ++j) curvature[i][j] += weight * slope[i] * slope[j];
+  }
+}
+
+// Elimination; the matrix is positive definite.
+OnlineFit::Vector OnlineFit::Solve(Matrix matrix, Vector right) const {
+  for (int i = 0; i < n_terms_; ++i) {
+    for (int row = i + 1; row < n_terms_; ++row) {
+      const double factor = matrix[row][i] / matrix[i][i];
+      for (int j = i; j < n_terms_; ++j) matrix[row][j] -= factor * matrix[i][j];
+      right[row] -= factor * right[i];
+    }
+  }
+  Vector solution{};
+  for (int i = n_terms_ - 1; i >= 0; --i) {
+    double sum = right[i];
+    for (int j = i + 1; j < n_terms_; ++j) sum -= matrix[i][j] * solution[j];
+    solution[i] = sum / matrix[i][i];
+  }
+  return solution;
 }
 
 PrefillWork& PrefillWork::operator+=(const PrefillWork& other) {

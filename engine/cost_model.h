@@ -16,11 +16,11 @@ namespace longhaul {
 
 // Learns z of y = sum of z[i] * x[i], z > 0, where x[i] is already scaled so that z[i] is about 1.
 //
-// A Kalman filter on log z: errors are relative, no coefficient becomes negative, and a coefficient
-// that the recent samples do not determine keeps its value and becomes easier to move. (Least
-// squares with forgetting lost it: after a while of short prompts, the cost of a pair was a guess
-// again.) The coefficients have most of their uncertainty in common, the speed of the machine, so
-// one sample of any kind sets the scale of all.
+// Fits log y over the last samples of each kind, the kind being the term with the largest share: so
+// a hundred short prompts do not push out what is known of long ones. (Least squares with
+// forgetting lost it; a Kalman filter on log z was too sure of a first sample whose shares it had
+// guessed wrong.) A single wild sample weighs little. What the samples do not determine stays near
+// the common scale of the rest, the speed of the machine.
 class OnlineFit {
  public:
   static constexpr int kMaxTerms = 5;
@@ -28,27 +28,27 @@ class OnlineFit {
   explicit OnlineFit(int n_terms);
   void Observe(std::span<const double> x, double y);
   double Predict(std::span<const double> x) const;
-  bool observed() const { return observed_; }
+  bool observed() const { return n_samples_ > 0; }
 
  private:
+  static constexpr int kSamplesOfKind = 12;
   using Vector = std::array<double, kMaxTerms>;
-
-  // log y around the current z.
-  struct Linear {
-    Vector slope{};       // in log z: the share of each term
-    Vector covariance{};  // of log y with log z
-    double variance = 0;  // of log y, noise included
+  using Matrix = std::array<Vector, kMaxTerms>;
+  struct Sample {
+    Vector x{};
+    double log_y = 0;
   };
 
-  Linear Linearize(std::span<const double> x) const;
-  void ResetVariance();
-  double Clip(double error, double deviation);
+  void Improve();
+  void AddSample(const Sample& sample, Matrix& curvature, Vector& descent) const;
+  Vector Solve(Matrix matrix, Vector right) const;
 
   int n_terms_;
   Vector log_z_{};
-  std::array<Vector, kMaxTerms> variance_{};  // of log_z
-  int n_surprises_ = 0;                       // in a row, with their sign
-  bool observed_ = false;
+  Vector z_{};
+  std::array<std::array<Sample, kSamplesOfKind>, kMaxTerms> samples_{};
+  std::array<int64_t, kMaxTerms> n_of_kind_{};  // ever seen; the oldest is replaced
+  int64_t n_samples_ = 0;
 };
 
 // Work of a prefill, summed over its (epoch, layer) cells. Adds up: the work of a whole prompt is
