@@ -99,9 +99,10 @@ Sequence* Scheduler::LeaderOf(const Sequence& sequence) const {
     end = std::min({end, relative.common_tokens, rule.limit_tokens});
     end -= end % rule.grain_tokens;
     if (end <= begin) continue;
-    // Both at once would have half of the time each, so twice the own cost is no later.
+    // Both at once would have half of the time each, so twice the own cost is no later. The other
+    // one's text is known better by now, and is the same.
     const double wait_us = cost_.PrefillUs(other.LayerWork(next.begin, next.end) * next.n_layers());
-    const double own_us = cost_.PrefillUs(sequence.LayerWork(begin, end) * shape_.n_layers);
+    const double own_us = cost_.PrefillUs(other.LayerWork(begin, end) * shape_.n_layers);
     if (wait_us > 2 * own_us) continue;
     if (leader == nullptr || IsAhead(other, *leader)) leader = relative.sequence;
   }
