@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/retry_after.h"
 #include "gtest/gtest.h"
 #include "tests/testing/fake_executor.h"
 
@@ -70,12 +71,13 @@ class EngineTest : public ::testing::Test {
     config_.slice_us = 1'000;
     config_.max_num_seqs = 8;
     config_.max_num_queued_reqs = 64;
+    config_.self_measure = false;  // steps are counted
   }
 
   void Start() {
     auto executor = std::make_unique<GatedExecutor>(model_, gate_);
     executor_ = executor.get();
-    auto engine = Engine::Create(config_, std::move(executor));
+    auto engine = Engine::Create(config_, std::move(executor), on_step_);
     ASSERT_TRUE(engine.ok()) << engine.status().ToString();
     engine_ = *std::move(engine);
   }
@@ -117,6 +119,7 @@ class EngineTest : public ::testing::Test {
   EngineConfig config_;
   std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();
   FakeExecutor* executor_ = nullptr;
+  StepObserver on_step_;
   std::unique_ptr<Engine> engine_;
 };
 
@@ -223,6 +226,86 @@ TEST_F(EngineTest, AFailingExecutorEndsTheRequestNotTheEngine) {
   ExpectAllPagesReturned();
 }
 
+TEST_F(EngineTest, CreateMeasuresTheExecutor) {
+  config_.self_measure = true;
+  auto executor = std::make_unique<FakeExecutor>(model_);
+  FakeExecutor* const fake = executor.get();
+  const auto engine = Engine::Create(config_, std::move(executor));
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  EXPECT_GT(fake->n_steps(), 3);
+  EXPECT_EQ((*engine)->Stats().n_steps, 0) << "not on behalf of anybody";
+  auto broken = std::make_unique<FakeExecutor>(model_);
+  broken->FailStep(2);
+  EXPECT_TRUE(absl::IsInternal(Engine::Create(config_, std::move(broken)).status()));
+}
+
+TEST_F(EngineTest, StepsAreObserved) {
+  std::vector<StepRecord> records;  // by the engine thread, read when it is gone
+  on_step_ = [&records](const StepRecord& record) { records.push_back(record); };
+  Start();
+  executor_->FailStep(30);
+  for (int text = 0; text < 3; ++text) {
+    auto stream = engine_->Submit(Prompt(700, 12, text));
+    ReadAll(*stream);
+  }
+  EXPECT_TRUE(engine_->Drain(seconds(20)));
+  const EngineStats stats = engine_->Stats();
+  engine_.reset();
+  EXPECT_EQ(static_cast<int64_t>(records.size()), stats.n_steps);
+  int64_t n_tokens = 0, n_rows = 0, n_failed = 0;
+  for (const StepRecord& record : records) {
+    EXPECT_TRUE(record.n_decode_rows > 0 || record.n_slices > 0);
+    EXPECT_GE(record.elapsed_us, 0);
+    EXPECT_GT(record.predicted_us, 0);
+    EXPECT_EQ(record.slices_us > 0, record.n_slices > 0 && !record.failed);
+    EXPECT_EQ(record.decode_us > 0, record.n_decode_rows > 0 && !record.failed);
+    n_tokens += record.prefill_tokens;
+    n_rows += record.n_decode_rows;
+    n_failed += record.failed;
+  }
+  EXPECT_EQ(n_failed, 1);
+  EXPECT_GT(n_rows, 2 * 11);
+  EXPECT_NEAR(static_cast<double>(n_tokens), 3 * 700, 100) << "less what is cached or failed";
+}
+
+TEST_F(EngineTest, ADeviceThatFailsAgainAndAgainIsUnhealthy) {
+  Start();
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_TRUE(engine_->Health().ok());
+    executor_->FailStep(executor_->n_steps() + 1);
+    auto stream = engine_->Submit(Prompt(100, 10, i));
+    absl::Status status;
+    ReadAll(*stream, &status);
+    EXPECT_TRUE(absl::IsInternal(status)) << status;
+  }
+  EXPECT_TRUE(absl::IsUnavailable(engine_->Health())) << engine_->Health();
+  auto stream = engine_->Submit(Prompt(100, 10));
+  ReadAll(*stream);
+  EXPECT_TRUE(engine_->Health().ok()) << engine_->Health();
+}
+
+TEST_F(EngineTest, TheQueueIsBoundedInTokens) {
+  config_.max_num_seqs = 1;
+  config_.max_num_queued_tokens = 1'000;
+  Start();
+  gate_->Close();
+  auto running = engine_->Submit(Prompt(100, 3));
+  gate_->WaitUntilSomebodyWaits();
+  auto queued = engine_->Submit(Prompt(5'000, 3));
+  EXPECT_TRUE(queued.ok()) << "an empty queue takes any prompt";
+  const absl::Status refused = engine_->Submit(Prompt(10, 3)).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+  EXPECT_GE(RetryAfterUs(refused).value_or(0), 1'000'000) << refused;
+  EXPECT_TRUE(absl::IsResourceExhausted(engine_->CheckQueue()));
+  EXPECT_EQ(engine_->Stats().n_waiting, 1);
+  EXPECT_EQ(engine_->Stats().n_waiting_tokens, 5'000);
+  EXPECT_EQ(engine_->Stats().n_refused_queue_full, 2);
+  gate_->Open();
+  EXPECT_EQ(ReadAll(*queued).size(), 3u);
+  EXPECT_TRUE(engine_->CheckQueue().ok());
+  EXPECT_EQ(engine_->Stats().n_waiting_tokens, 0);
+}
+
 TEST_F(EngineTest, DrainFinishesWhatRunsAndTakesNothingNew) {
   Start();
   auto stream = engine_->Submit(Prompt(2'000, 30));
@@ -294,7 +377,17 @@ TEST_F(EngineTest, ManyClients) {
       }
     });
   }
+  std::atomic<bool> stop{false};
+  std::thread watcher([&] {
+    while (!stop) {
+      const EngineStats stats = engine_->Stats();
+      if (stats.n_waiting < 0 || stats.n_waiting_tokens < 0) ++n_wrong;
+      if (!engine_->Health().ok() || !engine_->CheckQueue().ok()) ++n_wrong;
+    }
+  });
   for (std::thread& client : clients) client.join();
+  stop = true;
+  watcher.join();
   EXPECT_EQ(n_wrong, 0);
   EXPECT_EQ(n_answers, 8 * 20);
   EXPECT_TRUE(engine_->Drain(seconds(20)));
