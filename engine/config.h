@@ -11,11 +11,10 @@
 namespace longhaul {
 
 // In which order the (epoch, layer) cells of one prompt are computed; the bits are the same.
-//   kEpoch  all layers of an epoch, then the next epoch: pages can be shared as soon as an epoch
-//   ends kLayer  all epochs of a layer, then the next layer; keeps the hidden state of the whole
-//   prompt,
-//           for one prompt at a time; the others go by epoch
-//   kAuto   kEpoch: no storage type of this version gains from kLayer
+// kEpoch: all layers of an epoch, then the next epoch; pages are shared as soon as an epoch ends.
+// kLayer: all epochs of a layer, then the next layer; keeps the hidden state of a whole prompt, for
+// one long prompt at a time, the others go by epoch.
+// kAuto: kEpoch; nothing in this version gains from kLayer.
 enum class PrefillOrder : uint8_t { kAuto, kEpoch, kLayer };
 
 struct EngineConfig {
