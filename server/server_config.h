@@ -20,6 +20,7 @@ struct ServerConfig {
   // Model and engine
   std::string model;
   std::string served_model_name;  // empty = last part of the model folder's path
+  std::string chat_template;      // a Jinja file; empty = the model folder's template
   std::string backend = "auto";
   int64_t threads = 0;
   int64_t tensor_parallel_size = 1;

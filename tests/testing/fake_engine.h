@@ -27,10 +27,17 @@ class ByteTokenizer : public Tokenizer {
     for (int b = 0; b < 256; ++b) bytes_[b] = static_cast<char>(b);
   }
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_bos,
-                                              SpecialTokens) const override {
+                                              SpecialTokens special) const override {
     std::vector<int32_t> ids;
     if (add_bos) ids.push_back(kBos);
-    for (const char c : text) ids.push_back(static_cast<uint8_t>(c));
+    while (!text.empty()) {
+      int32_t id = static_cast<uint8_t>(text[0]);
+      for (int32_t s = 256; special == SpecialTokens::kParse && s < kVocab; ++s) {
+        if (text.substr(0, TokenText(s).size()) == TokenText(s)) id = s;
+      }
+      ids.push_back(id);
+      text.remove_prefix(id < 256 ? 1 : TokenText(id).size());
+    }
     return ids;
   }
   std::string_view TokenBytes(int32_t id) const override {
@@ -62,6 +69,10 @@ class ByteTokenizer : public Tokenizer {
   std::array<char, 256> bytes_;
   std::vector<int32_t> eos_ids_ = {kEos};
 };
+
+inline std::unique_ptr<const ChatTemplate> FakeChat(ChatForm form = ChatForm::kChatMl) {
+  return ChatTemplate::BuiltIn(form, ByteTokenizer());
+}
 
 class FakeEngine final : public Engine {
  public:
