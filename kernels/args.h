@@ -6,6 +6,7 @@
 //   H  query heads   KH  key/value heads         G  = H / KH query heads that share one kv head
 //   D  head_dim                                  V  vocabulary size
 //   R  sampled rows of an epoch (voting rows first, then audit rows)
+//   X  experts of a layer             K  experts that each row uses, K <= X
 //   P  rotated pairs of a head: D / 2, or fewer where a model rotates part of each head
 // Query head h reads kv head h / G. Activations are f32 on the CPU backends. "any" = f32, bf16, f16.
 //
@@ -49,6 +50,34 @@ struct SwiGluArgs {
   TensorView gate_up;  // [T, 2 F] f32: gate in columns [0, F), up in [F, 2 F)
   TensorView out;      // [T, F] f32, written
 };
+
+// ---- Mixture of experts: choose, gather each expert's rows, run it on them, add the results ----
+
+// Softmax over the router's logits, then the K best experts of each row by falling weight; ties go
+// to the lower expert. The caller reads both outputs after Synchronize().
+struct RouteExpertsArgs {
+  TensorView logits;         // [T, X] f32
+  bool renormalize = false;  // the K weights of a row sum to 1
+  TensorView experts;        // [T, K] i32, written
+  TensorView weights;        // [T, K] f32, written
+};
+
+// out[i] = x[rows[i]].
+struct GatherRowsArgs {
+  TensorView x;                   // [T, E] f32
+  const int32_t* rows = nullptr;  // [n], each in [0, T)
+  TensorView out;                 // [n, E] f32, written
+};
+
+// out[rows[i]] += weights[i] * x[i].
+struct ScatterAddRowsArgs {
+  TensorView x;                      // [n, E] f32
+  const int32_t* rows = nullptr;     // [n], each in [0, T), no two alike
+  const float* weights = nullptr;    // [n]
+  TensorView out;                    // [T, E] f32, added to
+};
+
+// ---- Rotary embeddings and the KV cache ----
 
 // cos and sin of position * inv_freq, computed in f64: exact enough beyond a million tokens.
 struct RopeTableArgs {

@@ -42,6 +42,9 @@ class Backend {
   virtual void RmsNorm(const RmsNormArgs& args) = 0;
   virtual void Linear(const LinearArgs& args) = 0;
   virtual void SwiGlu(const SwiGluArgs& args) = 0;
+  virtual void RouteExperts(const RouteExpertsArgs& args) = 0;
+  virtual void GatherRows(const GatherRowsArgs& args) = 0;
+  virtual void ScatterAddRows(const ScatterAddRowsArgs& args) = 0;
   virtual void RopeTable(const RopeTableArgs& args) = 0;
   virtual void RopeKvWrite(const RopeKvWriteArgs& args) = 0;
   virtual void CopyPages(const CopyPagesArgs& args) = 0;

@@ -90,6 +90,30 @@ void CheckArgs(const SwiGluArgs& args) {
   LH_CHECK(IsF32(args.gate_up, {args.out.dim(0), 2 * args.out.dim(1)}));
 }
 
+void CheckArgs(const RouteExpertsArgs& args) {
+  LH_CHECK(args.logits.rank() == 2 && args.weights.rank() == 2);
+  const int64_t n_rows = args.logits.dim(0);
+  const int64_t n_chosen = args.weights.dim(1);
+  LH_CHECK(IsF32(args.logits, {n_rows, args.logits.dim(1)}));
+  LH_CHECK(n_chosen > 0 && n_chosen <= args.logits.dim(1));
+  LH_CHECK(IsF32(args.weights, {n_rows, n_chosen}));
+  LH_CHECK(args.experts.dtype() == DType::kI32 && HasShape(args.experts, {n_rows, n_chosen}));
+}
+
+void CheckArgs(const GatherRowsArgs& args) {
+  LH_CHECK(args.x.rank() == 2 && args.out.rank() == 2);
+  LH_CHECK(IsF32(args.x, {args.x.dim(0), args.x.dim(1)}));
+  LH_CHECK(IsF32(args.out, {args.out.dim(0), args.x.dim(1)}));
+  LH_CHECK(args.rows != nullptr || args.out.dim(0) == 0);
+}
+
+void CheckArgs(const ScatterAddRowsArgs& args) {
+  LH_CHECK(args.x.rank() == 2 && args.out.rank() == 2);
+  LH_CHECK(IsF32(args.x, {args.x.dim(0), args.x.dim(1)}));
+  LH_CHECK(IsF32(args.out, {args.out.dim(0), args.x.dim(1)}));
+  LH_CHECK((args.rows != nullptr && args.weights != nullptr) || args.x.dim(0) == 0);
+}
+
 void CheckArgs(const RopeTableArgs& args) {
   LH_CHECK(args.cos_sin.rank() == 3);
   LH_CHECK(IsF32(args.cos_sin, {args.cos_sin.dim(0), args.cos_sin.dim(1), 2}));

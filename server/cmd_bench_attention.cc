@@ -52,6 +52,9 @@ class TimedBackend : public Backend {
   void RmsNorm(const RmsNormArgs& args) override { backend_->RmsNorm(args); }
   void Linear(const LinearArgs& args) override { backend_->Linear(args); }
   void SwiGlu(const SwiGluArgs& args) override { backend_->SwiGlu(args); }
+  void RouteExperts(const RouteExpertsArgs& args) override { backend_->RouteExperts(args); }
+  void GatherRows(const GatherRowsArgs& args) override { backend_->GatherRows(args); }
+  void ScatterAddRows(const ScatterAddRowsArgs& args) override { backend_->ScatterAddRows(args); }
   void RopeTable(const RopeTableArgs& args) override { backend_->RopeTable(args); }
   void RopeKvWrite(const RopeKvWriteArgs& args) override { backend_->RopeKvWrite(args); }
   void CopyPages(const CopyPagesArgs& args) override { backend_->CopyPages(args); }

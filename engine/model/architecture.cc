@@ -37,6 +37,22 @@ constexpr TensorNames kChatGlm = {.embedding = "transformer.embedding.word_embed
                                   .gate_up = "mlp.dense_h_to_4h.weight",
                                   .down = "mlp.dense_4h_to_h.weight"};
 
+constexpr ExpertNames kMixtral = {.count_field = "num_local_experts",
+                                  .intermediate_field = "intermediate_size",
+                                  .router = "block_sparse_moe.gate.weight",
+                                  .prefix = "block_sparse_moe.experts.",
+                                  .gate = "w1.weight",
+                                  .up = "w3.weight",
+                                  .down = "w2.weight",
+                                  .always_renormalize = true};
+constexpr ExpertNames kQwen3Moe = {.count_field = "num_experts",
+                                   .intermediate_field = "moe_intermediate_size",
+                                   .router = "mlp.gate.weight",
+                                   .prefix = "mlp.experts.",
+                                   .gate = "gate_proj.weight",
+                                   .up = "up_proj.weight",
+                                   .down = "down_proj.weight"};
+
 constexpr Architecture ChatGlm(std::string_view name) {
   return {.name = name,
           .config_names = &kChatGlmConfig,
@@ -63,6 +79,17 @@ constexpr Architecture kArchitectures[] = {
     {.name = "Qwen3ForCausalLM",
      .config_names = &kConfig,
      .tensor_names = &kLlama,
+     .sliding_window = SlidingWindow::kIfUsed,
+     .qk_norm = true},
+    {.name = "MixtralForCausalLM",
+     .config_names = &kConfig,
+     .tensor_names = &kLlama,
+     .expert_names = &kMixtral,
+     .sliding_window = SlidingWindow::kAlways},
+    {.name = "Qwen3MoeForCausalLM",
+     .config_names = &kConfig,
+     .tensor_names = &kLlama,
+     .expert_names = &kQwen3Moe,
      .sliding_window = SlidingWindow::kIfUsed,
      .qk_norm = true},
     // Phi-3, 3.5 (mini, medium), Phi-4 (mini)

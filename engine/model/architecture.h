@@ -45,6 +45,19 @@ struct TensorNames {
   std::string_view down = "mlp.down_proj.weight";
 };
 
+// A mixture of experts. Names of tensors: the router's follows the layer; those of expert e follow
+// `prefix`, the number and a dot.
+struct ExpertNames {
+  const char* count_field;         // of config.json; "num_local_experts" also where it is absent
+  const char* intermediate_field;  // feed-forward size of one expert
+  std::string_view router;
+  std::string_view prefix;
+  std::string_view gate;
+  std::string_view up;
+  std::string_view down;
+  bool always_renormalize = false;  // else as norm_topk_prob says
+};
+
 // Order of the rows of the q, k and v projections in the checkpoint.
 enum class QkvOrder : uint8_t {
   kByKind,   // all q heads, all k heads, all v heads; as the engine wants it
@@ -66,6 +79,7 @@ struct Architecture {
   std::string_view name;  // of `architectures` in config.json
   const ConfigNames* config_names;
   const TensorNames* tensor_names;
+  const ExpertNames* expert_names = nullptr;  // null: dense layers only
   QkvOrder qkv_order = QkvOrder::kByKind;
   RopePairing rope_pairing = RopePairing::kHalves;
   SlidingWindow sliding_window = SlidingWindow::kNever;

@@ -119,6 +119,40 @@ std::vector<int64_t> ParseWindows(Fields& fields, const Architecture& family, in
   return windows;
 }
 
+ExpertConfig ParseExperts(Fields& fields, const Architecture& family, int64_t n_layers) {
+  ExpertConfig experts;
+  experts.layers.assign(n_layers, false);
+  if (family.expert_names == nullptr) return experts;
+  const ExpertNames& names = *family.expert_names;
+  const char* count =
+      fields.Find(names.count_field) != nullptr ? names.count_field : "num_local_experts";
+  experts.max_experts = static_cast<int32_t>(fields.Int(count, 1, 4096));
+  experts.n_chosen =
+      static_cast<int32_t>(fields.Int("num_experts_per_tok", 1, experts.max_experts));
+  experts.intermediate_size =
+      static_cast<int32_t>(fields.Int(names.intermediate_field, 1, 1 << 20));
+  experts.renormalize = names.always_renormalize || fields.Bool("norm_topk_prob", false);
+
+  const int64_t step = fields.Int("decoder_sparse_step", 1, INT32_MAX, 1);
+  for (int64_t layer = 0; layer < n_layers; ++layer)
+    experts.layers[layer] = (layer + 1) % step == 0;
+  const Json* dense = fields.Find("mlp_only_layers");
+  if (dense == nullptr) return experts;
+  if (!dense->is_array()) {
+    fields.Fail("'mlp_only_layers' must be a list of layers");
+    return experts;
+  }
+  for (const Json& layer : *dense) {
+    if (layer.is_number_unsigned() && layer.get<uint64_t>() < experts.layers.size()) {
+      experts.layers[layer.get<uint64_t>()] = false;
+    } else {
+      fields.Fail(fmt::format("'mlp_only_layers' holds {}, which is no layer in [0, {})",
+                              Fields::Show(layer), n_layers));
+    }
+  }
+  return experts;
+}
+
 // What the rope type allows beyond max_position_embeddings, and what is served unasked.
 void SetContext(ModelConfig& config) {
   int64_t& most = config.shape.max_positions;
@@ -159,6 +193,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& json_text,
   config.qkv_bias = bias || family->always_qkv_bias;
   config.o_bias = bias && family->bias_covers_o;
   LH_RETURN_IF_ERROR(fields.status());
+  config.experts = ParseExperts(fields, *family, config.shape.n_layers);
   config.windows = ParseWindows(fields, *family, config.shape.n_layers);
 
   constexpr double kTheta = 10000.0;

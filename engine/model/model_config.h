@@ -14,6 +14,15 @@
 
 namespace longhaul {
 
+// Mixture of experts. Layers of pruned checkpoints have fewer experts: the weights say how many.
+struct ExpertConfig {
+  int32_t max_experts = 0;        // of a layer; 0: no layer has any
+  int32_t n_chosen = 0;           // experts that each token uses, where the layer has so many
+  int32_t intermediate_size = 0;  // of one expert
+  bool renormalize = false;       // weights of the chosen ones sum to 1
+  std::vector<bool> layers;       // [n_layers] which are mixtures; the others are dense
+};
+
 struct ModelConfig {
   const Architecture* family = nullptr;  // a row of the table
   ModelShape shape;                      // n_parameters is filled by the weights
@@ -21,6 +30,7 @@ struct ModelConfig {
                                          // shape.max_positions
   int32_t intermediate_size = 0;
   float rms_norm_eps = 1e-5f;
+  ExpertConfig experts;
   RopeConfig rope;
   std::vector<int64_t> windows;  // [n_layers] a row sees its last so many keys; 0 = all of them
   bool tie_word_embeddings = false;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 namespace longhaul {
 namespace {
@@ -44,6 +45,52 @@ struct FeedForwardScratch {
         gated(arena.Allocate(DType::kF32, {n_rows, intermediate_size})) {}
   TensorView gate_up;  // [T, 2 F] f32
   TensorView gated;    // [T, F] f32
+};
+
+// Of a mixture of experts with n_experts in this layer.
+struct ExpertScratch {
+  ExpertScratch(const ModelConfig& config, int64_t n_experts, int64_t n_rows, Arena& arena)
+      : n_chosen(std::min<int64_t>(config.experts.n_chosen, n_experts)),
+        logits(arena.Allocate(DType::kF32, {n_rows, n_experts})),
+        chosen(arena.Allocate(DType::kI32, {n_rows, n_chosen})),
+        shares(arena.Allocate(DType::kF32, {n_rows, n_chosen})),
+        ends(arena.Allocate(DType::kI32, {n_experts + 1}).As<int32_t>()),
+        rows(arena.Allocate(DType::kI32, {n_rows * n_chosen}).As<int32_t>()),
+        row_shares(arena.Allocate(DType::kF32, {n_rows * n_chosen}).As<float>()),
+        gathered(arena.Allocate(DType::kF32, {n_rows, config.shape.hidden_size})),
+        result(arena.Allocate(DType::kF32, {n_rows, config.shape.hidden_size})),
+        feed_forward(config.experts.intermediate_size, n_rows, arena) {}
+
+  // Sorts the (row, expert) pairs by expert, rows ascending: those of expert x are
+  // [ends[x], ends[x + 1]) of rows and row_shares afterwards.
+  void GroupByExpert() {
+    const int64_t n_rows = chosen.dim(0);
+    const int64_t n_experts = logits.dim(1);
+    std::fill_n(ends, n_experts + 1, 0);
+    for (int64_t i = 0; i < n_rows * n_chosen; ++i) ++ends[chosen.As<int32_t>()[i]];
+    int32_t begin = 0;  // counts become first places, which move to the ends as they are filled
+    for (int64_t x = 0; x < n_experts; ++x) begin += std::exchange(ends[x], begin);
+    for (int64_t t = 0; t < n_rows; ++t) {
+      for (int64_t i = 0; i < n_chosen; ++i) {
+        const int32_t at = ends[chosen.Row<int32_t>(t)[i]]++;
+        rows[at] = static_cast<int32_t>(t);
+        row_shares[at] = shares.Row<float>(t)[i];
+      }
+    }
+    std::copy_backward(ends, ends + n_experts, ends + n_experts + 1);
+    ends[0] = 0;
+  }
+
+  int64_t n_chosen;     // K
+  TensorView logits;    // [T, X] f32
+  TensorView chosen;    // [T, K] i32
+  TensorView shares;    // [T, K] f32
+  int32_t* ends;        // [X + 1]
+  int32_t* rows;        // [T K]
+  float* row_shares;    // [T K]
+  TensorView gathered;  // [T, E] f32, rows of one expert: all of them at most
+  TensorView result;    // [T, E] f32
+  FeedForwardScratch feed_forward;
 };
 
 int64_t* AllocatePositions(int64_t n_rows, Arena& arena) {
@@ -101,14 +148,7 @@ void Transformer::Forward(const Batch& batch, TensorView x, TensorView logits, A
           {.x = a.attended, .weight = w.o.get(), .bias = w.o_bias, .accumulate = true, .y = x});
     }
     backend_.RmsNorm({.x = x, .weight = w.post_norm, .eps = eps, .out = s.normed});
-    {
-      ArenaScope feed_forward_scope(arena);
-      const FeedForwardScratch f(config_.intermediate_size, n_rows, arena);
-      backend_.Linear({.x = s.normed, .weight = w.gate_up.get(), .bias = {}, .y = f.gate_up});
-      backend_.SwiGlu({.gate_up = f.gate_up, .out = f.gated});
-      backend_.Linear(
-          {.x = f.gated, .weight = w.down.get(), .bias = {}, .accumulate = true, .y = x});
-    }
+    FeedForward(w, s.normed, x, arena);
   }
   if (logits.empty()) return;
   const int64_t n_logits = logits.dim(0);
@@ -118,6 +158,46 @@ void Transformer::Forward(const Batch& batch, TensorView x, TensorView logits, A
                     .eps = eps,
                     .out = last});
   backend_.Linear({.x = last, .weight = weights_.lm_head.get(), .bias = {}, .y = logits});
+}
+
+void Transformer::FeedForward(const LayerWeights& weights, TensorView normed, TensorView x,
+                              Arena& arena) {
+  ArenaScope scope(arena);
+  const int64_t n_rows = x.dim(0);
+  if (weights.experts.empty()) {
+    const ExpertWeights& w = weights.feed_forward;
+    const FeedForwardScratch f(config_.intermediate_size, n_rows, arena);
+    backend_.Linear({.x = normed, .weight = w.gate_up.get(), .bias = {}, .y = f.gate_up});
+    backend_.SwiGlu({.gate_up = f.gate_up, .out = f.gated});
+    backend_.Linear({.x = f.gated, .weight = w.down.get(), .bias = {}, .accumulate = true, .y = x});
+    return;
+  }
+  const auto n_experts = static_cast<int64_t>(weights.experts.size());
+  ExpertScratch s(config_, n_experts, n_rows, arena);
+  backend_.Linear({.x = normed, .weight = weights.router.get(), .bias = {}, .y = s.logits});
+  backend_.RouteExperts({.logits = s.logits,
+                         .renormalize = config_.experts.renormalize,
+                         .experts = s.chosen,
+                         .weights = s.shares});
+  backend_.Synchronize();
+  s.GroupByExpert();
+  // Experts in their order, so that a row's sum does not depend on the rows beside it.
+  for (int64_t expert = 0; expert < n_experts; ++expert) {
+    const int64_t begin = s.ends[expert];
+    const int64_t n = s.ends[expert + 1] - begin;
+    if (n == 0) continue;
+    const ExpertWeights& w = weights.experts[expert];
+    const TensorView gate_up = s.feed_forward.gate_up.Slice(0, n);
+    const TensorView gated = s.feed_forward.gated.Slice(0, n);
+    const TensorView gathered = s.gathered.Slice(0, n);
+    const TensorView result = s.result.Slice(0, n);
+    backend_.GatherRows({.x = normed, .rows = s.rows + begin, .out = gathered});
+    backend_.Linear({.x = gathered, .weight = w.gate_up.get(), .bias = {}, .y = gate_up});
+    backend_.SwiGlu({.gate_up = gate_up, .out = gated});
+    backend_.Linear({.x = gated, .weight = w.down.get(), .bias = {}, .y = result});
+    backend_.ScatterAddRows(
+        {.x = result, .rows = s.rows + begin, .weights = s.row_shares + begin, .out = x});
+  }
 }
 
 void Transformer::Attend(const Batch& batch, int32_t layer, TensorView q, TensorView out,
@@ -200,7 +280,13 @@ int64_t Transformer::WorkspaceBytes(const ModelConfig& config, int64_t epoch_tok
       AttentionScratch attention(shape, n_rows, arena);
       if (prefill) CountPrefillAttention(shape, n_rows, max_tokens, arena);
     }
-    FeedForwardScratch feed_forward(config.intermediate_size, n_rows, arena);
+    {
+      ArenaScope feed_forward_scope(arena);
+      FeedForwardScratch feed_forward(config.intermediate_size, n_rows, arena);
+    }
+    if (config.experts.max_experts > 0) {
+      ExpertScratch experts(config, config.experts.max_experts, n_rows, arena);
+    }
   };
   count(std::min(epoch_tokens, max_tokens), /*prefill=*/true);
   count(max_decode_rows, /*prefill=*/false);

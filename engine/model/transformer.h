@@ -1,7 +1,7 @@
-// Transformer: the forward pass of a Llama-style decoder over a paged KV cache. Borrows config,
-// weights, backend and pool, which outlive it; used from the rank thread only. It owns no tensor:
-// every activation is bump-allocated in the caller's arena, so a step allocates nothing from the
-// device. It does not sample, and does not know requests.
+// Transformer: the forward pass of a decoder over a paged KV cache, for every family of the table.
+// Borrows config, weights, backend and pool, which outlive it; used from the rank thread only. It
+// owns no tensor: every activation is bump-allocated in the caller's arena, so a step allocates
+// nothing from the device. It does not sample, and does not know requests.
 #pragma once
 
 #include <cstddef>
@@ -54,6 +54,8 @@ class Transformer {
 
   // x: [T, E] f32, the residual stream. Logits of the last logits.dim(0) rows.
   void Forward(const Batch& batch, TensorView x, TensorView logits, Arena& arena);
+  // x += what the layer's feed-forward network, or its mixture of experts, makes of normed [T, E].
+  void FeedForward(const LayerWeights& weights, TensorView normed, TensorView x, Arena& arena);
   void Attend(const Batch& batch, int32_t layer, TensorView q, TensorView out, Arena& arena);
 
   const ModelConfig& config_;

@@ -54,6 +54,23 @@ absl::Status WeightLoader::Expect(const std::string& name, std::vector<int64_t> 
   return absl::OkStatus();
 }
 
+absl::StatusOr<int64_t> WeightLoader::CountRows(const std::string& name, int64_t most,
+                                                int64_t n_columns) const {
+  const auto it = checkpoint_.tensors().find(name);
+  if (it == checkpoint_.tensors().end()) {
+    return absl::InvalidArgumentError(fmt::format(
+        "the checkpoint has no tensor '{}' (shape [1 to {}, {}]), which config.json asks for", name,
+        most, n_columns));
+  }
+  const std::vector<int64_t>& shape = it->second.shape;
+  if (shape.size() == 2 && shape[0] >= 1 && shape[0] <= most && shape[1] == n_columns) {
+    return shape[0];
+  }
+  return absl::InvalidArgumentError(
+      fmt::format("tensor '{}' has shape [{}], config.json asks for [1 to {}, {}]", name,
+                  fmt::join(shape, ", "), most, n_columns));
+}
+
 absl::Status WeightLoader::CheckNothingElse() const {
   for (const auto& [name, tensor] : checkpoint_.tensors()) {
     if (!expected_.contains(name) && !ignored_.contains(name)) {

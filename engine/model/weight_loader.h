@@ -25,6 +25,8 @@ class WeightLoader {
   // Declares a tensor. InvalidArgument when it is missing, has another shape, or is no F32, BF16 or
   // F16.
   absl::Status Expect(const std::string& name, std::vector<int64_t> shape);
+  // Rows of a matrix whose number the checkpoint decides: in [1, most], n_columns wide.
+  absl::StatusOr<int64_t> CountRows(const std::string& name, int64_t most, int64_t n_columns) const;
   // Declares a tensor that may be there in any form and is not used.
   void Ignore(const std::string& name) { ignored_.insert(name); }
   // InvalidArgument naming a tensor that was not declared.

@@ -51,6 +51,7 @@ class ModelReader {
   ModelReader(const Checkpoint& checkpoint, const ModelConfig& config, Backend& backend)
       : config_(config),
         names_(*config.family->tensor_names),
+        experts_(config.family->expert_names),
         qkv_order_(QkvRowOrder(config)),
         loader_(checkpoint, backend) {}
 
@@ -108,6 +109,12 @@ class ModelReader {
     return {Name(layer, names_.q, suffix), Name(layer, names_.k, suffix),
             Name(layer, names_.v, suffix)};
   }
+  std::string ExpertName(int32_t layer, int64_t expert, std::string_view tensor) const {
+    return Name(layer, fmt::format("{}{}.{}", experts_->prefix, expert, tensor));
+  }
+  std::vector<std::string> ExpertGateUp(int32_t layer, int64_t expert) const {
+    return {ExpertName(layer, expert, experts_->gate), ExpertName(layer, expert, experts_->up)};
+  }
   std::vector<std::string> GateUp(int32_t layer) const {
     if (!names_.gate_up.empty()) return {Name(layer, names_.gate_up)};
     return {Name(layer, names_.gate), Name(layer, names_.up)};
@@ -152,8 +159,23 @@ class ModelReader {
     const int64_t e = config_.shape.hidden_size;
     const int64_t f = config_.intermediate_size;
     LH_RETURN_IF_ERROR(loader_.Expect(Name(layer, names_.post_norm), {e}));
+    if (config_.experts.layers[layer]) return ExpectExperts(layer);
     LH_RETURN_IF_ERROR(ExpectRows(GateUp(layer), {f, f}, e));
     return loader_.Expect(Name(layer, names_.down), {e, f});
+  }
+
+  absl::Status ExpectExperts(int32_t layer) {
+    const int64_t e = config_.shape.hidden_size;
+    const int64_t f = config_.experts.intermediate_size;
+    const std::string router = Name(layer, experts_->router);
+    LH_ASSIGN_OR_RETURN(const int64_t n_experts,
+                        loader_.CountRows(router, config_.experts.max_experts, e));
+    LH_RETURN_IF_ERROR(loader_.Expect(router, {n_experts, e}));
+    for (int64_t expert = 0; expert < n_experts; ++expert) {
+      LH_RETURN_IF_ERROR(ExpectRows(ExpertGateUp(layer, expert), {f, f}, e));
+      LH_RETURN_IF_ERROR(loader_.Expect(ExpertName(layer, expert, experts_->down), {e, f}));
+    }
+    return absl::OkStatus();
   }
 
   // Old exports carry the rotary frequencies, which follow from config.json.
@@ -184,13 +206,26 @@ class ModelReader {
 
   absl::Status LoadFeedForward(int32_t layer, LayerWeights& weights) {
     LH_ASSIGN_OR_RETURN(weights.post_norm, loader_.VectorF32({Name(layer, names_.post_norm)}));
-    LH_ASSIGN_OR_RETURN(weights.gate_up, loader_.Linear(GateUp(layer)));
-    LH_ASSIGN_OR_RETURN(weights.down, loader_.Linear({Name(layer, names_.down)}));
+    if (config_.experts.layers[layer]) return LoadExperts(layer, weights);
+    LH_ASSIGN_OR_RETURN(weights.feed_forward.gate_up, loader_.Linear(GateUp(layer)));
+    LH_ASSIGN_OR_RETURN(weights.feed_forward.down, loader_.Linear({Name(layer, names_.down)}));
+    return absl::OkStatus();
+  }
+
+  absl::Status LoadExperts(int32_t layer, LayerWeights& weights) {
+    LH_ASSIGN_OR_RETURN(weights.router, loader_.Linear({Name(layer, experts_->router)}));
+    for (int64_t expert = 0; expert < weights.router->n_out; ++expert) {
+      ExpertWeights loaded;
+      LH_ASSIGN_OR_RETURN(loaded.gate_up, loader_.Linear(ExpertGateUp(layer, expert)));
+      LH_ASSIGN_OR_RETURN(loaded.down, loader_.Linear({ExpertName(layer, expert, experts_->down)}));
+      weights.experts.push_back(std::move(loaded));
+    }
     return absl::OkStatus();
   }
 
   const ModelConfig& config_;
   const TensorNames& names_;
+  const ExpertNames* const experts_;  // null where the family has none
   const std::vector<int64_t> qkv_order_;
   WeightLoader loader_;
 };

@@ -13,17 +13,23 @@
 
 namespace longhaul {
 
-struct LayerWeights {
-  TensorView input_norm;                  // [E] f32
-  std::unique_ptr<LinearWeight> qkv;      // [(H + 2 KH) D, E]: q, k, v; rotated pairs as halves
-  TensorView qkv_bias;                    // [(H + 2 KH) D] f32, or empty
-  TensorView q_norm;                      // [D] f32, or empty
-  TensorView k_norm;                      // [D] f32, or empty
-  std::unique_ptr<LinearWeight> o;        // [E, H D]
-  TensorView o_bias;                      // [E] f32, or empty
-  TensorView post_norm;                   // [E] f32
+struct ExpertWeights {
   std::unique_ptr<LinearWeight> gate_up;  // [2 F, E]: gate, up
   std::unique_ptr<LinearWeight> down;     // [E, F]
+};
+
+struct LayerWeights {
+  TensorView input_norm;                 // [E] f32
+  std::unique_ptr<LinearWeight> qkv;     // [(H + 2 KH) D, E]: q, k, v; rotated pairs as halves
+  TensorView qkv_bias;                   // [(H + 2 KH) D] f32, or empty
+  TensorView q_norm;                     // [D] f32, or empty
+  TensorView k_norm;                     // [D] f32, or empty
+  std::unique_ptr<LinearWeight> o;       // [E, H D]
+  TensorView o_bias;                     // [E] f32, or empty
+  TensorView post_norm;                  // [E] f32
+  ExpertWeights feed_forward;            // of a dense layer
+  std::unique_ptr<LinearWeight> router;  // [X, E] of a mixture of experts, else null
+  std::vector<ExpertWeights> experts;    // [X]
 };
 
 struct ModelWeights {

@@ -6,6 +6,7 @@
 #include "kernels/check_args.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/convert.h"
+#include "kernels/cpu/expert_ops.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/token_ops.h"
 #include "kernels/host_memory.h"
@@ -31,6 +32,9 @@ class CpuBackend : public Backend {
   void RmsNorm(const RmsNormArgs& args) override { cpu::RmsNorm(args, pool_); }
   void Linear(const LinearArgs& args) override { gemm_.Linear(args); }
   void SwiGlu(const SwiGluArgs& args) override { cpu::SwiGlu(args, pool_); }
+  void RouteExperts(const RouteExpertsArgs& args) override { cpu::RouteExperts(args, pool_); }
+  void GatherRows(const GatherRowsArgs& args) override { cpu::GatherRows(args, pool_); }
+  void ScatterAddRows(const ScatterAddRowsArgs& args) override { cpu::ScatterAddRows(args, pool_); }
   void RopeTable(const RopeTableArgs& args) override { cpu::RopeTable(args, pool_); }
   void RopeKvWrite(const RopeKvWriteArgs& args) override { cpu::RopeKvWrite(args, pool_); }
   void CopyPages(const CopyPagesArgs& args) override { cpu::CopyPages(args, pool_); }

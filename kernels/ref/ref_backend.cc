@@ -40,6 +40,9 @@ class RefBackend : public Backend {
     ref::Linear(args, {weight.values.data(), weight.n_out, weight.n_in});
   }
   void SwiGlu(const SwiGluArgs& args) override { ref::SwiGlu(args); }
+  void RouteExperts(const RouteExpertsArgs& args) override { ref::RouteExperts(args); }
+  void GatherRows(const GatherRowsArgs& args) override { ref::GatherRows(args); }
+  void ScatterAddRows(const ScatterAddRowsArgs& args) override { ref::ScatterAddRows(args); }
   void RopeTable(const RopeTableArgs& args) override { ref::RopeTable(args); }
   void RopeKvWrite(const RopeKvWriteArgs& args) override { ref::RopeKvWrite(args); }
   void CopyPages(const CopyPagesArgs& args) override { ref::CopyPages(args); }

@@ -1,7 +1,10 @@
 #include "kernels/ref/ref_ops.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
+#include <vector>
 
 #include "kernels/check_args.h"
 
@@ -78,6 +81,46 @@ void SwiGlu(const SwiGluArgs& args) {
       const double g = gate[i];
       out[i] = static_cast<float>(g / (1.0 + std::exp(-g)) * up[i]);
     }
+  }
+}
+
+void RouteExperts(const RouteExpertsArgs& args) {
+  CheckArgs(args);
+  const int64_t n_experts = args.logits.dim(1);
+  const int64_t n_chosen = args.weights.dim(1);
+  for (int64_t t = 0; t < args.logits.dim(0); ++t) {
+    const float* logits = args.logits.Row<float>(t);
+    std::vector<int32_t> order(n_experts);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+    double total = 0;
+    for (int64_t i = 0; i < (args.renormalize ? n_chosen : n_experts); ++i) {
+      total += std::exp(double{logits[order[i]]} - logits[order[0]]);
+    }
+    for (int64_t i = 0; i < n_chosen; ++i) {
+      const double share = std::exp(double{logits[order[i]]} - logits[order[0]]) / total;
+      args.experts.Row<int32_t>(t)[i] = order[i];
+      args.weights.Row<float>(t)[i] = static_cast<float>(share);
+    }
+  }
+}
+
+void GatherRows(const GatherRowsArgs& args) {
+  CheckArgs(args);
+  for (int64_t i = 0; i < args.out.dim(0); ++i) {
+    LH_CHECK(0 <= args.rows[i] && args.rows[i] < args.x.dim(0));
+    std::copy_n(args.x.Row<float>(args.rows[i]), args.x.dim(1), args.out.Row<float>(i));
+  }
+}
+
+void ScatterAddRows(const ScatterAddRowsArgs& args) {
+  CheckArgs(args);
+  for (int64_t i = 0; i < args.x.dim(0); ++i) {
+    LH_CHECK(0 <= args.rows[i] && args.rows[i] < args.out.dim(0));
+    const float* x = args.x.Row<float>(i);
+    float* out = args.out.Row<float>(args.rows[i]);
+    for (int64_t e = 0; e < args.x.dim(1); ++e) out[e] += args.weights[i] * x[e];
   }
 }
 

@@ -75,6 +75,42 @@ TEST(ModelConfigTest, KnowsTheFamilies) {
   ErrorWith("architectures", "LlamaForCausalLM");
 }
 
+TEST(ModelConfigTest, ExpertsByLayer) {
+  EXPECT_EQ(Parse(Base())->experts.max_experts, 0);
+  Json mixtral = Base();
+  mixtral["architectures"] = {"MixtralForCausalLM"};
+  mixtral["num_local_experts"] = 8;
+  mixtral["num_experts_per_tok"] = 2;
+  const auto all = Parse(mixtral);
+  ASSERT_TRUE(all.ok()) << all.status();
+  EXPECT_EQ(all->experts.layers, std::vector<bool>({true, true, true}));
+  EXPECT_EQ(all->experts.intermediate_size, 96);
+  EXPECT_TRUE(all->experts.renormalize);
+  mixtral["num_experts_per_tok"] = 9;
+  EXPECT_THAT(std::string(Parse(mixtral).status().message()), HasSubstr("num_experts_per_tok"));
+  mixtral.erase("num_local_experts");
+  EXPECT_THAT(std::string(Parse(mixtral).status().message()), HasSubstr("num_local_experts"));
+
+  Json qwen = Base();
+  qwen["architectures"] = {"Qwen3MoeForCausalLM"};
+  qwen["num_experts"] = 16;
+  qwen["num_experts_per_tok"] = 4;
+  qwen["moe_intermediate_size"] = 24;
+  qwen["norm_topk_prob"] = false;
+  qwen["mlp_only_layers"] = {2};
+  const auto some = Parse(qwen);
+  ASSERT_TRUE(some.ok()) << some.status();
+  EXPECT_EQ(some->experts.layers, std::vector<bool>({true, true, false}));
+  EXPECT_EQ(some->experts.intermediate_size, 24);
+  EXPECT_FALSE(some->experts.renormalize);
+  qwen["decoder_sparse_step"] = 2;
+  EXPECT_EQ(Parse(qwen)->experts.layers, std::vector<bool>({false, true, false}));
+  for (const Json& bad : {Json(2), Json::array({3}), Json::array({-1}), Json::array({"1"})}) {
+    qwen["mlp_only_layers"] = bad;
+    EXPECT_THAT(std::string(Parse(qwen).status().message()), HasSubstr("mlp_only_layers"));
+  }
+}
+
 TEST(ModelConfigTest, SlidingWindowByLayer) {
   EXPECT_EQ(With("sliding_window", 1024)->windows[0], 0);  // Llama ignores it
   Json qwen = Base();

@@ -49,8 +49,8 @@ TEST_F(WeightsTest, FusesProjections) {
   const LayerWeights& layer = weights->layers[1];
   EXPECT_EQ(layer.qkv->n_out, 64 + 32 + 32);
   EXPECT_EQ(layer.qkv->n_in, 32);
-  EXPECT_EQ(layer.gate_up->n_out, 48);
-  EXPECT_EQ(layer.down->n_in, 24);
+  EXPECT_EQ(layer.feed_forward.gate_up->n_out, 48);
+  EXPECT_EQ(layer.feed_forward.down->n_in, 24);
   EXPECT_TRUE(layer.qkv_bias.empty());
   EXPECT_EQ(weights->embedding.dim(0), 64);
   EXPECT_EQ(weights->embedding.Row<float>(3)[1],
@@ -97,6 +97,69 @@ TEST_F(WeightsTest, IgnoresWhatOldExportsCarry) {
   const auto without_head = Load(tensors_, TiedConfig());
   ASSERT_TRUE(without_head.ok()) << without_head.status();
   EXPECT_EQ(with_head->n_parameters, without_head->n_parameters);
+}
+
+// The tiny model as a Mixtral with 3 experts in its first layer and 2 in its second.
+std::map<std::string, TinyTensor> MixtralTensors(std::map<std::string, TinyTensor> tensors) {
+  for (int layer = 0; layer < 2; ++layer) {
+    const std::string p = fmt::format("model.layers.{}.", layer);
+    const int64_t n_experts = layer == 0 ? 3 : 2;
+    tensors[p + "block_sparse_moe.gate.weight"] = {
+        .shape = {n_experts, 32}, .values = std::vector<float>(n_experts * 32, 0.5f)};
+    for (int64_t expert = 0; expert < n_experts; ++expert) {
+      const std::string e = p + fmt::format("block_sparse_moe.experts.{}.", expert);
+      tensors[e + "w1.weight"] = tensors[p + "mlp.gate_proj.weight"];
+      tensors[e + "w3.weight"] = tensors[p + "mlp.up_proj.weight"];
+      tensors[e + "w2.weight"] = tensors[p + "mlp.down_proj.weight"];
+    }
+    for (const char* name : {"gate_proj", "up_proj", "down_proj"}) {
+      tensors.erase(p + "mlp." + name + ".weight");
+    }
+  }
+  return tensors;
+}
+
+std::string MixtralConfig(int n_experts) {
+  std::string config = testing::kTinyConfig;
+  config.replace(config.find("LlamaForCausalLM"), 16, "MixtralForCausalLM");
+  config.insert(config.find("\"hidden_size\""),
+                fmt::format("\"num_local_experts\": {}, \"num_experts_per_tok\": 2, ", n_experts));
+  return config;
+}
+
+TEST_F(WeightsTest, LayersMayHaveFewerExperts) {
+  const auto tensors = MixtralTensors(tensors_);
+  const auto weights = Load(tensors, MixtralConfig(4));
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  EXPECT_EQ(weights->layers[0].experts.size(), 3u);
+  EXPECT_EQ(weights->layers[1].experts.size(), 2u);
+  EXPECT_EQ(weights->layers[1].router->n_out, 2);
+  EXPECT_EQ(weights->layers[0].feed_forward.gate_up, nullptr);
+}
+
+TEST_F(WeightsTest, RefusesExpertsThatDoNotFit) {
+  const auto tensors = MixtralTensors(tensors_);
+  EXPECT_THAT(ErrorOf(tensors, MixtralConfig(2)),
+              AllOf(HasSubstr("layers.0.block_sparse_moe.gate.weight"), HasSubstr("[3, 32]"),
+                    HasSubstr("1 to 2")));
+  auto missing = tensors;
+  missing.erase("model.layers.0.block_sparse_moe.experts.2.w3.weight");
+  EXPECT_THAT(ErrorOf(missing, MixtralConfig(4)), HasSubstr("experts.2.w3.weight"));
+  auto no_router = tensors;
+  no_router.erase("model.layers.1.block_sparse_moe.gate.weight");
+  EXPECT_THAT(ErrorOf(no_router, MixtralConfig(4)), HasSubstr("layers.1.block_sparse_moe.gate"));
+  auto too_many = tensors;
+  too_many["model.layers.1.block_sparse_moe.experts.2.w1.weight"] =
+      tensors.at("model.layers.1.block_sparse_moe.experts.1.w1.weight");
+  EXPECT_THAT(ErrorOf(too_many, MixtralConfig(4)),
+              HasSubstr("layers.1.block_sparse_moe.experts.2"));
+}
+
+TEST_F(WeightsTest, NamesShapesOfFusedTensors) {
+  std::string config = testing::kTinyConfig;
+  config.replace(config.find("LlamaForCausalLM"), 16, "Phi3ForCausalLM");
+  EXPECT_THAT(ErrorOf(tensors_, config),
+              AllOf(HasSubstr("self_attn.qkv_proj.weight"), HasSubstr("[128, 32]")));
 }
 
 TEST_F(WeightsTest, RefusesIntegerWeights) {

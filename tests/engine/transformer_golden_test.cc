@@ -173,7 +173,8 @@ TEST_P(GoldenTest, Bf16KvCache) {
   }
   const double error = std::sqrt(error_squares / squares);
   max_error_ = static_cast<float>(error);
-  EXPECT_LT(error, 2e-2);
+  // Now and then the rounding makes a row of a mixture choose another second expert.
+  EXPECT_LT(error, Dir().ends_with("mixtral_f32") ? 4e-2 : 2e-2);
   EXPECT_GT(error, 1e-4);  // and really rounded
 }
 

@@ -93,6 +93,21 @@ CASES = {
                         attention_bias=True, pad_token_id=0, repack="chatglm", rope_ratio=50,
                         rope=dict(rope_type="default", rope_theta=500000.0,
                                   partial_rotary_factor=0.5)),
+    # every layer a mixture: 4 experts, 2 per token
+    "mixtral_f32": dict(LLAMA, dtype=torch.float32, architecture="mixtral", num_local_experts=4,
+                        num_experts_per_tok=2, sliding_window=None, intermediate_size=32),
+    # pruned: the second layer has 3 experts left of 6
+    "pruned_mixtral_bf16": dict(LLAMA, dtype=torch.bfloat16, architecture="mixtral", num_local_experts=6,
+                                num_experts_per_tok=2, sliding_window=None, intermediate_size=32,
+                                prune=(1, 3)),
+    # layer 0 dense, layer 1 a mixture of small experts; weights of the chosen sum to 1
+    "qwen3_moe_bf16": dict(LLAMA, dtype=torch.bfloat16, architecture="qwen3_moe", head_dim=16,
+                           num_experts=8, num_experts_per_tok=3, moe_intermediate_size=16,
+                           norm_topk_prob=True, mlp_only_layers=[0]),
+    # every second layer; weights as the softmax gives them
+    "qwen3_moe_step_f32": dict(LLAMA, dtype=torch.float32, architecture="qwen3_moe", num_experts=5,
+                               num_experts_per_tok=2, moe_intermediate_size=16, decoder_sparse_step=2,
+                               norm_topk_prob=False),
     # own names, qkv packed per kv group, dynamic NTK
     "internlm2_bf16": dict(LLAMA, dtype=torch.bfloat16, max_position_embeddings=64,
                            num_attention_heads=8, num_key_value_heads=2, repack="internlm2",
@@ -105,11 +120,14 @@ CLASSES = {
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
+    "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
     "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM),
     "glm": (transformers.GlmConfig, transformers.GlmForCausalLM),
 }
 # Of a case, not of a transformers config.
-OWN_KEYS = ("architecture", "dtype", "rope", "shards", "old_rope_config", "short", "repack", "rope_ratio")
+OWN_KEYS = ("architecture", "dtype", "rope", "shards", "old_rope_config", "short", "repack", "rope_ratio",
+            "prune")
 
 
 def make_model(case, seed):
@@ -127,6 +145,15 @@ def make_model(case, seed):
             else:
                 parameter.copy_(2.0 / config.hidden_size**0.5 * torch.randn_like(parameter))
     return model.to(case["dtype"])
+
+
+def prune_experts(model, layer, n_experts):
+    """Drops the experts of a layer from n_experts on."""
+    block = model.model.layers[layer].mlp
+    block.gate.weight = torch.nn.Parameter(block.gate.weight[:n_experts])
+    for name in ("gate_up_proj", "down_proj"):
+        setattr(block.experts, name, torch.nn.Parameter(getattr(block.experts, name)[:n_experts]))
+    block.experts.num_experts = block.gate.num_experts = n_experts
 
 
 def published_tensors(model):
@@ -237,6 +264,8 @@ def write_model(name, case, seed):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     model = make_model(case, seed)
+    if "prune" in case:
+        prune_experts(model, *case["prune"])
     tensors = published_tensors(model)
     if "repack" in case:
         repack = dict(internlm2=repack_internlm2, chatglm=repack_chatglm)[case["repack"]]
@@ -246,6 +275,8 @@ def write_model(name, case, seed):
     # A new model: .to(bfloat16) also rounded the rotary frequencies of the old one.
     model.config.dtype = torch.float32
     reference = type(model)(model.config).to(torch.float32).eval()
+    if "prune" in case:
+        prune_experts(reference, *case["prune"])
     reference.load_state_dict({k: v.float() for k, v in model.state_dict().items()})
     input_ids = torch.randint(0, case["vocab_size"], (N_TOKENS,))
     deviation = write_golden(reference, input_ids, folder / "golden.safetensors")
