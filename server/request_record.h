@@ -34,7 +34,7 @@ inline constexpr const char* kRefusalReasons[] = {
     "context_length",  // longer than the model, or than the page pool
     "body_too_large",  // --max-body-bytes
     "unauthorized",    // no or a wrong API key
-    "unavailable",     // loading, draining, or no worker is free
+    "unavailable",     // loading or draining
     "cancelled",       // the client went away before it was taken
     "invalid",         // everything else that the client can correct
     "error",           // our fault
