@@ -205,9 +205,7 @@ absl::StatusOr<Value> JoinText(Interpreter& interpreter, const std::string& sepa
     if (!first) result += separator;
     first = false;
     result += text.text();
-    if (static_cast<int64_t>(result.size()) > interpreter.limits().max_output_bytes) {
-      return interpreter.ChargeText(result.size());
-    }
+    LH_RETURN_IF_ERROR(interpreter.CheckLength(result.size()));
   }
   return Value::String(std::move(result));
 }

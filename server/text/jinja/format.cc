@@ -164,7 +164,7 @@ absl::StatusOr<Value> FormatPercent(Interpreter& interpreter, const std::string&
       value = items[n_used++];
     }
     LH_ASSIGN_OR_RETURN(const std::string text, Convert(interpreter, conversion, value));
-    LH_RETURN_IF_ERROR(interpreter.ChargeText(result.size() + text.size()));
+    LH_RETURN_IF_ERROR(interpreter.CheckLength(result.size() + text.size()));
     result += text;
   }
   if (n_used < items.size() && !by_name && !values.is_dict()) {
@@ -209,7 +209,7 @@ absl::StatusOr<Value> FormatBraces(Interpreter& interpreter, const std::string& 
           fmt::format("the format '{{{}}}' has no value, or a form that is not supported", field));
     }
     LH_ASSIGN_OR_RETURN(const std::string text, interpreter.Str(*value));
-    LH_RETURN_IF_ERROR(interpreter.ChargeText(result.size() + text.size()));
+    LH_RETURN_IF_ERROR(interpreter.CheckLength(result.size() + text.size()));
     result += text;
   }
   return Value::String(std::move(result));

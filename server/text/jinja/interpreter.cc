@@ -80,13 +80,16 @@ absl::Status Interpreter::Charge(int64_t n_steps) {
       "more than {} steps; the limit keeps a template from running forever", limits_.max_steps));
 }
 
+absl::Status Interpreter::CheckLength(size_t n_bytes) const {
+  if (n_bytes <= static_cast<size_t>(limits_.max_output_bytes)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      fmt::format("a text of more than {} bytes comes out; the limit keeps a template from filling "
+                  "the memory",
+                  limits_.max_output_bytes));
+}
+
 absl::Status Interpreter::ChargeText(size_t n_bytes) {
-  if (n_bytes > static_cast<size_t>(limits_.max_output_bytes)) {
-    return absl::InvalidArgumentError(
-        fmt::format("a text of more than {} bytes comes out; the limit keeps a template from "
-                    "filling the memory",
-                    limits_.max_output_bytes));
-  }
+  LH_RETURN_IF_ERROR(CheckLength(n_bytes));
   return Charge(static_cast<int64_t>(n_bytes / 64));
 }
 
@@ -140,12 +143,13 @@ absl::StatusOr<Interpreter::Flow> Interpreter::Exec(const Statement& statement, 
 
 absl::Status Interpreter::Write(const Value& value) {
   const size_t before = out_->size();
-  if (value.is_string()) LH_RETURN_IF_ERROR(ChargeText(before + value.text().size()));
+  if (value.is_string()) LH_RETURN_IF_ERROR(CheckLength(before + value.text().size()));
   LH_RETURN_IF_ERROR(AppendStr(value, limits_.max_output_bytes, out_));
   return ChargeText(out_->size() - before);
 }
 
 absl::StatusOr<Interpreter::Flow> Interpreter::Exec(const Text& node, Scope*) {
+  LH_RETURN_IF_ERROR(CheckLength(out_->size() + node.text.size()));
   LH_RETURN_IF_ERROR(ChargeText(node.text.size()));
   out_->append(node.text);
   return Flow::kNext;

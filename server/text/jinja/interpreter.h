@@ -41,7 +41,9 @@ class Interpreter {
 
   // Counts work; an error when it was too much.
   absl::Status Charge(int64_t n_steps);
-  // Before a text of so many bytes is made.
+  // Refuses a text of so many bytes.
+  absl::Status CheckLength(size_t n_bytes) const;
+  // Before a text of so many bytes is made or searched.
   absl::Status ChargeText(size_t n_bytes);
   const Limits& limits() const { return limits_; }
   std::time_t now() const { return now_; }

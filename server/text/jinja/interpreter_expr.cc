@@ -206,7 +206,7 @@ absl::StatusOr<Value> Interpreter::EvalNode(const Concat& node, Scope* scope) {
   for (const ExprPtr& part : node.parts) {
     LH_ASSIGN_OR_RETURN(const Value value, Eval(*part, scope));
     const size_t before = text.size();
-    if (value.is_string()) LH_RETURN_IF_ERROR(ChargeText(before + value.text().size()));
+    if (value.is_string()) LH_RETURN_IF_ERROR(CheckLength(before + value.text().size()));
     LH_RETURN_IF_ERROR(AppendStr(value, limits_.max_output_bytes, &text));
     LH_RETURN_IF_ERROR(ChargeText(text.size() - before));
   }
@@ -243,7 +243,6 @@ absl::StatusOr<Value> Interpreter::EvalNode(const DictExpr& node, Scope* scope) 
 
 absl::StatusOr<std::string> Interpreter::Str(const Value& value) {
   std::string text;
-  if (value.is_string()) LH_RETURN_IF_ERROR(ChargeText(value.text().size()));
   LH_RETURN_IF_ERROR(AppendStr(value, limits_.max_output_bytes, &text));
   LH_RETURN_IF_ERROR(ChargeText(text.size()));
   return text;

@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <limits>
 
 #include "server/text/jinja/filters.h"
 #include "server/text/jinja/interpreter.h"
@@ -178,9 +177,7 @@ Result Justify(Interpreter& interpreter, const Value& self, const BoundArgs& arg
   LH_RETURN_IF_ERROR(interpreter.ChargeText(self.text().size()));
   const int64_t missing = width - CountChars(self.text());
   if (missing <= 0) return self;
-  if (missing > interpreter.limits().max_output_bytes / 4) {
-    return interpreter.ChargeText(std::numeric_limits<size_t>::max());
-  }
+  LH_RETURN_IF_ERROR(interpreter.CheckLength(static_cast<size_t>(missing)));
   LH_RETURN_IF_ERROR(interpreter.ChargeText(static_cast<size_t>(missing) * fill.size()));
   std::string padding;
   for (int64_t i = 0; i < missing; ++i) padding += fill;
