@@ -1,10 +1,14 @@
 // The scheduler against a fake model, with random arrivals, lengths, policies, priorities, cancels,
-// deadlines, choices and step failures in pools that are far too small. After every step: the plan
-// was legal, and every page is accounted for. At the end: everybody finished, and every answer
-// equals that of the same request alone in an empty engine, although it was cut, mixed and cached
-// otherwise.
+// retries, twins, deadlines, choices and step failures in pools that are far too small, in either
+// order of prefill. After every step: the plan was legal and not empty, every page is accounted
+// for, promised pages are there, nobody got lost or is served too rarely. At the end: everybody
+// finished, and every answer equals that of the same request alone in an empty engine, although it
+// was cut, mixed, joined and cached otherwise.
+#include <algorithm>
 #include <memory>
 #include <random>
+#include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "engine/scheduler.h"
@@ -21,7 +25,13 @@ class RecordingSink : public EventSink {
  public:
   void Emit(StreamEvent event) override {
     EXPECT_FALSE(done.has_value()) << "an event after the last one";
-    if (auto* token = std::get_if<TokenEvent>(&event)) {
+    EXPECT_TRUE(accepted || std::holds_alternative<AcceptedEvent>(event) ||
+                std::holds_alternative<DoneEvent>(event))
+        << "an event before it was accepted";
+    if (std::holds_alternative<AcceptedEvent>(event)) {
+      EXPECT_FALSE(accepted) << "accepted twice";
+      accepted = true;
+    } else if (auto* token = std::get_if<TokenEvent>(&event)) {
       if (static_cast<size_t>(token->choice) >= outputs.size()) outputs.resize(token->choice + 1);
       if (token->token >= 0) outputs[token->choice].push_back(token->token);
       n_finished += token->finish.has_value();
@@ -38,6 +48,7 @@ class RecordingSink : public EventSink {
   bool cancelled() const override { return cancel; }
 
   bool cancel = false;
+  bool accepted = false;
   std::vector<std::vector<int32_t>> outputs;
   int n_finished = 0;
   int n_progress = 0;
@@ -53,6 +64,7 @@ EngineConfig Config(const FakeModel& model) {
   config.max_num_seqs = 12;
   config.slice_us = 300;
   config.model_digest = 77;
+  config.retry_keep_us = 20'000;
   return config;
 }
 
@@ -81,6 +93,26 @@ struct Scenario {
   int32_t n_pages;
   int64_t max_prefills;
   bool prefix_caching;
+  PrefillOrder order = PrefillOrder::kEpoch;
+  int64_t n_priorities = 3;
+};
+
+// Whoever prefills gets a slice at least every so many steps. With one priority only: others may
+// keep a worse one waiting.
+class StarvationWatch {
+ public:
+  void Note(const StepPlan& plan, int64_t step) {
+    for (const PrefillSlice& slice : plan.prefill) {
+      const auto [place, is_new] = last_step_.try_emplace(slice.seq_id, step);
+      longest_gap_ = std::max(longest_gap_, step - place->second);
+      place->second = step;
+    }
+  }
+  int64_t longest_gap() const { return longest_gap_; }
+
+ private:
+  std::unordered_map<int64_t, int64_t> last_step_;  // by sequence
+  int64_t longest_gap_ = 0;
 };
 
 class RandomTraffic : public ::testing::TestWithParam<Scenario> {
@@ -89,7 +121,42 @@ class RandomTraffic : public ::testing::TestWithParam<Scenario> {
     Request request;
     std::shared_ptr<RecordingSink> sink;
     bool may_fail = false;
+    bool has_deadline = false;
   };
+
+  // Usually a new request; sometimes a twin of the last one, or a retry of one that broke off.
+  Submitted Next(const FakeModel& model, const std::vector<Submitted>& all) {
+    Submitted next{.request = {}, .sink = std::make_shared<RecordingSink>()};
+    if (!all.empty() && Draw(8) == 0) {
+      next.request = all.back().request;
+    } else if (!all.empty() && Draw(8) == 0) {
+      next.request = all[Draw(static_cast<int64_t>(all.size()))].request;
+    } else {
+      next.request = MakeRequest(model);
+    }
+    next.request.deadline.reset();
+    return next;
+  }
+
+  // Whatever the state of the scheduler after a step.
+  void CheckInvariants(const Scheduler& scheduler, const EngineConfig& config,
+                       const std::vector<Submitted>& all) {
+    const absl::Status integrity = scheduler.CheckIntegrity();
+    ASSERT_TRUE(integrity.ok()) << integrity.ToString();
+    const CacheStats cache = scheduler.cache_stats();
+    ASSERT_LE(cache.n_pages_used + cache.n_pages_reserved, cache.n_pages_total)
+        << "a promise that nothing covers";
+    ASSERT_LE(static_cast<double>(cache.n_pages_pinned),
+              config.retry_keep_share * static_cast<double>(cache.n_pages_total));
+    const auto n_open = std::count_if(
+        all.begin(), all.end(), [](const Submitted& one) { return !one.sink->done.has_value(); });
+    ASSERT_EQ(scheduler.n_requests(), n_open) << "a request got lost, or ended unheard";
+    int64_t n_waiting_tokens = 0;
+    for (const Submitted& one : all) {
+      if (!one.sink->done) n_waiting_tokens += static_cast<int64_t>(one.request.prompt.size());
+    }
+    ASSERT_LE(scheduler.n_waiting_tokens(), n_waiting_tokens);
+  }
 
   Request MakeRequest(const FakeModel& model) {
     Request request;
@@ -109,7 +176,7 @@ class RandomTraffic : public ::testing::TestWithParam<Scenario> {
     request.sampling.temperature = Draw(2) == 0 ? 0.0f : 1.0f;
     request.sampling.seed = Draw(1000);
     request.sampling.min_tokens = static_cast<int32_t>(Draw(5));
-    request.priority = static_cast<int32_t>(Draw(3));
+    request.priority = static_cast<int32_t>(Draw(GetParam().n_priorities));
     request.report_progress = Draw(2) == 0;
     SparseOptions sparse;
     sparse.mode = Draw(2) == 0 ? SparseMode::kDense : SparseMode::kSample;
@@ -137,20 +204,22 @@ TEST_P(RandomTraffic, EverybodyFinishesWithTheAnswerItHasAlone) {
   model.max_prefills = scenario.max_prefills;
   EngineConfig config = Config(model);
   config.enable_prefix_caching = scenario.prefix_caching;
+  config.prefill_order = scenario.order;
   FakeExecutor executor(model);
   Scheduler scheduler(config, executor.shape(), executor.n_pages());
 
   std::vector<Submitted> all;
+  StarvationWatch watch;
   int64_t now_us = 1'000'000;
   constexpr size_t kRequests = 220;
   for (int64_t step = 0; all.size() < kRequests || !scheduler.idle(); ++step) {
     ASSERT_LT(step, 200'000) << "starvation: " << scheduler.n_waiting() << " still waiting";
     // Arrivals in bursts with pauses between.
     if (all.size() < kRequests && (step / 200) % 3 != 2 && Draw(6) == 0) {
-      Submitted one{.request = MakeRequest(model), .sink = std::make_shared<RecordingSink>()};
-      if (Draw(12) == 0) {
+      Submitted one = Next(model, all);
+      if (Draw(12) == 0) {  // some of them cannot be met
         one.request.deadline = Clock::time_point(std::chrono::microseconds(now_us + Draw(30'000)));
-        one.may_fail = true;
+        one.may_fail = one.has_deadline = true;
       }
       scheduler.Add(one.request, one.sink, now_us);
       all.push_back(std::move(one));
@@ -169,6 +238,7 @@ TEST_P(RandomTraffic, EverybodyFinishesWithTheAnswerItHasAlone) {
       continue;
     }
     ASSERT_LE(static_cast<int64_t>(plan.decode.size()), config.max_num_seqs);
+    watch.Note(plan, step);
     absl::StatusOr<StepResult> result = executor.Execute(plan);
     ASSERT_TRUE(executor.violations().empty()) << executor.violations().front();
     if (result.ok()) {
@@ -178,15 +248,25 @@ TEST_P(RandomTraffic, EverybodyFinishesWithTheAnswerItHasAlone) {
     } else {
       scheduler.Fail(result.status(), now_us);
     }
-    const absl::Status integrity = scheduler.CheckIntegrity();
-    ASSERT_TRUE(integrity.ok()) << "step " << step << ": " << integrity.ToString();
+    CheckInvariants(scheduler, config, all);
+    if (HasFatalFailure()) FAIL() << "after step " << step;
+  }
+  if (scenario.n_priorities == 1) {
+    EXPECT_LT(watch.longest_gap(), 40);
   }
 
   int64_t n_compared = 0;
   int64_t n_cached = 0;
+  int64_t n_refused = 0;
   for (const Submitted& one : all) {
     const RecordingSink& sink = *one.sink;
     ASSERT_TRUE(sink.done.has_value());
+    if (!sink.accepted) {
+      ++n_refused;
+      EXPECT_TRUE(one.has_deadline) << sink.done->status;
+      EXPECT_FALSE(sink.done->status.ok());
+      EXPECT_EQ(sink.n_progress, 0);
+    }
     if (!sink.done->status.ok()) {
       EXPECT_TRUE(one.may_fail || absl::IsInternal(sink.done->status))
           << sink.done->status.ToString();
@@ -203,6 +283,7 @@ TEST_P(RandomTraffic, EverybodyFinishesWithTheAnswerItHasAlone) {
     ++n_compared;
   }
   EXPECT_GT(n_compared, 120);
+  EXPECT_EQ(scheduler.counters().n_refused_deadline, n_refused);
   if (scenario.prefix_caching && scenario.n_pages >= 24) {
     EXPECT_GT(n_cached, 500);
   }
@@ -215,11 +296,18 @@ TEST_P(RandomTraffic, EverybodyFinishesWithTheAnswerItHasAlone) {
   EXPECT_EQ(scheduler.n_running(), 0);
 }
 
+constexpr PrefillOrder kLayer = PrefillOrder::kLayer;
+
 INSTANTIATE_TEST_SUITE_P(Seeds, RandomTraffic,
                          ::testing::Values(Scenario{1, 24, 4, true}, Scenario{2, 12, 4, true},
                                            Scenario{3, 40, 2, true}, Scenario{4, 24, 1, true},
                                            Scenario{5, 6, 3, true}, Scenario{6, 64, 4, true},
-                                           Scenario{7, 24, 4, false}, Scenario{8, 33, 8, true}),
+                                           Scenario{7, 24, 4, false}, Scenario{8, 33, 8, true},
+                                           Scenario{9, 40, 4, true, kLayer},
+                                           Scenario{10, 12, 2, true, kLayer},
+                                           Scenario{11, 24, 4, false, kLayer},
+                                           Scenario{12, 64, 4, true, PrefillOrder::kEpoch, 1},
+                                           Scenario{13, 48, 8, true, kLayer, 1}),
                          [](const auto& info) { return "Seed" + std::to_string(info.param.seed); });
 
 }  // namespace
