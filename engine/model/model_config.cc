@@ -66,6 +66,19 @@ void CheckChatGlm(Fields& fields) {
   }
 }
 
+// Dual chunk attention (Qwen2.5-1M) is plain attention within its first chunk; we serve that much.
+void LimitToFirstChunk(Fields& top, int64_t& max_positions) {
+  constexpr char kName[] = "dual_chunk_attention_config";
+  const Json* section = top.Find(kName);
+  if (section == nullptr) return;
+  if (!section->is_object()) return top.Fail(fmt::format("'{}' must be an object", kName));
+  Fields fields(*section, fmt::format("{}: {}", top.where(), kName));
+  const int64_t chunk_size = fields.Int("chunk_size", 2, int64_t{1} << 30);
+  const int64_t local_size = fields.Int("local_size", 1, chunk_size - 1);
+  max_positions = std::min(max_positions, chunk_size - local_size);
+  top.Adopt(fields.status());
+}
+
 void ParseShape(Fields& fields, const Architecture& family, ModelShape& shape) {
   const ConfigNames& names = *family.config_names;
   shape.n_layers = static_cast<int32_t>(fields.Int(names.n_layers, 1, 1024));
@@ -80,6 +93,7 @@ void ParseShape(Fields& fields, const Architecture& family, ModelShape& shape) {
       fields.Int(names.head_dim, 2, 1024, std::max(1, shape.hidden_size / shape.n_heads)));
   shape.vocab_size = static_cast<int32_t>(fields.Int(names.vocab_size, 1, 4 << 20));
   shape.max_positions = fields.Int(names.max_positions, 1, int64_t{1} << 30);
+  LimitToFirstChunk(fields, shape.max_positions);
   if (!fields.status().ok()) return;
   if (shape.head_dim % 2 != 0) {
     fields.Fail(fmt::format("head_dim is {}, rotary embeddings need an even one", shape.head_dim));

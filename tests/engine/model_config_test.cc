@@ -182,6 +182,18 @@ TEST(ModelConfigTest, ContextOfScaledRope) {
   EXPECT_GE(dynamic->shape.max_positions, 1 << 20);
 }
 
+TEST(ModelConfigTest, DualChunkAttentionEndsTheContext) {
+  const auto config =
+      With("dual_chunk_attention_config", {{"chunk_size", 1024}, {"local_size", 64}});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->shape.max_positions, 960);
+  EXPECT_EQ(config->default_context_tokens, 960);
+  EXPECT_THAT(ErrorWith("dual_chunk_attention_config", {{"chunk_size", 64}, {"local_size", 64}}),
+              HasSubstr("local_size"));
+  EXPECT_THAT(ErrorWith("dual_chunk_attention_config", Json::object()), HasSubstr("chunk_size"));
+  ErrorWith("dual_chunk_attention_config", 1024);
+}
+
 TEST(ModelConfigTest, RopeFrequencies) {
   const auto expect = [](const absl::StatusOr<ModelConfig>& config, int i, double value) {
     ASSERT_TRUE(config.ok()) << config.status();
