@@ -291,10 +291,11 @@ class Runner final : public Executor {
 absl::Status CompleteMaxModelLen(ModelConfig& model, EngineConfig& config) {
   const ModelShape& shape = model.shape;
   if (config.max_model_len > shape.max_positions) {
-    return absl::InvalidArgumentError(
-        fmt::format("max_model_len {} exceeds the {} positions that config.json of this model "
-                    "allows (max_position_embeddings and the rope scaling)",
-                    config.max_model_len, shape.max_positions));
+    return absl::InvalidArgumentError(fmt::format(
+        "max_model_len {} exceeds the {} positions that config.json of this model "
+        "allows (max_position_embeddings, the rope scaling, the first chunk of dual chunk "
+        "attention)",
+        config.max_model_len, shape.max_positions));
   }
   if (config.max_model_len == 0) config.max_model_len = model.default_context_tokens;
   model.rope.context_tokens = config.max_model_len;
