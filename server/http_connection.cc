@@ -39,6 +39,8 @@ absl::StatusCode CodeOf(int http_status) {
   switch (http_status) {
     case 401:
       return absl::StatusCode::kUnauthenticated;
+    case 429:
+      return absl::StatusCode::kResourceExhausted;
     case 503:
       return absl::StatusCode::kUnavailable;
     default:
@@ -55,6 +57,11 @@ HttpReply BodyTooLarge(int64_t max_body_bytes) {
       fmt::format("The request body is larger than {} bytes; send less, or raise --max-body-bytes.",
                   max_body_bytes);
   return ErrorReply(error);
+}
+
+absl::Status WorkersBusy() {
+  return absl::ResourceExhaustedError(
+      "Too many requests are waiting to be read by the server; try again later.");
 }
 
 HttpReply Malformed(int status, const std::string& message) {
@@ -157,14 +164,17 @@ asio::awaitable<bool> HttpConnection::ReadHeader(HeaderParser& parser, Exchange&
   exchange.head_only = message.method() == http::verb::head;
   exchange.match = MatchRoute(View(message.method_string()), View(message.target()));
   const std::string_view id = View(message["X-Request-Id"]);
-  if (IsValidRequestId(id)) exchange.request_id = id;
+  exchange.id_is_given = IsValidRequestId(id);
+  if (exchange.id_is_given) exchange.request_id = id;
   co_return true;
 }
 
 std::optional<HttpReply> HttpConnection::CheckHeader(const HeaderParser& parser,
-                                                     const Exchange& exchange) const {
+                                                     Exchange& exchange) const {
   const RouteMatch& match = exchange.match;
-  if (!match.is_public && !context_->keys.Allows(View(parser.get()[http::field::authorization]))) {
+  std::optional<std::string> caller =
+      context_->keys.Caller(View(parser.get()[http::field::authorization]));
+  if (!match.is_public && !caller) {
     return ErrorReply(absl::UnauthenticatedError(
         "Incorrect API key provided. Send the header 'Authorization: Bearer <key>'."));
   }
@@ -178,15 +188,27 @@ std::optional<HttpReply> HttpConnection::CheckHeader(const HeaderParser& parser,
   if (!is_probe && !context_->loaded.load(std::memory_order_acquire)) {
     return ErrorReply(absl::UnavailableError("The server is loading its model; try again later."));
   }
-  const bool is_work = std::string_view(match.allow) == "POST";
-  if (is_work && context_->draining) {
-    return ErrorReply(absl::UnavailableError("The server is shutting down; try another one."));
-  }
+  exchange.caller = std::move(caller).value_or("");
+  const auto timeout_s = ParseTimeout(View(parser.get()["X-Request-Timeout"]));
+  if (!timeout_s.ok()) return ErrorReply(timeout_s.status());
+  exchange.timeout_s = *timeout_s;
   const auto length = parser.content_length();
   if (length && *length > static_cast<uint64_t>(context_->options.max_body_bytes)) {
     return BodyTooLarge(context_->options.max_body_bytes);
   }
-  return std::nullopt;
+  return CheckWork(match.route);
+}
+
+std::optional<HttpReply> HttpConnection::CheckWork(Route route) const {
+  const bool generates = route == Route::kChatCompletions || route == Route::kCompletions;
+  if (!generates && route != Route::kTokenize && route != Route::kDetokenize) return std::nullopt;
+  if (context_->draining) {
+    return ErrorReply(absl::UnavailableError("The server is shutting down; try another one."));
+  }
+  if (context_->workers.full()) return ErrorReply(WorkersBusy());
+  if (!generates) return std::nullopt;
+  const absl::Status queue = context_->session->engine().CheckQueue();
+  return queue.ok() ? std::nullopt : std::optional(ErrorReply(queue));
 }
 
 asio::awaitable<bool> HttpConnection::ReadBody(HeaderParser& header, Exchange& exchange) {
@@ -235,6 +257,10 @@ asio::awaitable<void> HttpConnection::Answer(Exchange& exchange) {
     case Route::kTokenize:
     case Route::kDetokenize:
       co_await AnswerSmallPost(exchange);
+      break;
+    case Route::kCancel:
+      co_await WriteReply(
+          exchange, AnswerCancel(*context_->session, exchange.caller, exchange.match.argument));
       break;
     case Route::kHealth:
     case Route::kReady:
@@ -330,8 +356,7 @@ asio::awaitable<bool> HttpConnection::RunOnWorker(std::function<void()> work,
     signal->Notify();
   });
   if (!posted) {
-    *refusal = ErrorReply(absl::UnavailableError(
-        "Too many requests are waiting to be read by the server; try again later."));
+    *refusal = ErrorReply(WorkersBusy());
     co_return false;
   }
   WatchForDisconnect();

@@ -69,6 +69,9 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   struct Exchange {
     RouteMatch match;
     std::string request_id;
+    bool id_is_given = false;         // by the header X-Request-Id
+    std::string caller;               // ApiKeys::Caller
+    std::optional<double> timeout_s;  // X-Request-Timeout
     std::string body;
     unsigned http_version = 11;
     bool keep_alive = false;
@@ -80,8 +83,10 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   boost::asio::awaitable<bool> ServeOne();
   // Reads the headers; false (after answering what can be answered) when the connection must close.
   boost::asio::awaitable<bool> ReadHeader(HeaderParser& parser, Exchange& exchange);
-  // A refusal that needs no body, if there is one.
-  std::optional<HttpReply> CheckHeader(const HeaderParser& parser, const Exchange& exchange) const;
+  // A refusal that needs no body, if there is one. Fills caller and timeout_s.
+  std::optional<HttpReply> CheckHeader(const HeaderParser& parser, Exchange& exchange) const;
+  // Of routes that work on a prompt: draining, full queues.
+  std::optional<HttpReply> CheckWork(Route route) const;
   boost::asio::awaitable<bool> ReadBody(HeaderParser& header, Exchange& exchange);
 
   boost::asio::awaitable<void> Answer(Exchange& exchange);
@@ -95,7 +100,9 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   // http_generate.cc
   boost::asio::awaitable<void> AnswerGenerate(Exchange& exchange);
   boost::asio::awaitable<void> StreamAnswer(Exchange& exchange, Generation& generation,
-                                            api::ResponseHead head);
+                                            api::ResponseHead head, bool return_progress);
+  // The next chunk; nullopt when the client went away.
+  boost::asio::awaitable<std::optional<api::Chunk>> NextChunk(Generation& generation);
   boost::asio::awaitable<void> WholeAnswer(Exchange& exchange, Generation& generation,
                                            api::ResponseHead head);
   boost::asio::awaitable<bool> WriteStreamHeader(const Exchange& exchange);

@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <chrono>
 
 #include "server/api/openai_request.h"
 #include "server/api/openai_response.h"
 #include "server/http_connection.h"
+#include "server/progress_ticker.h"
 
 namespace longhaul {
 namespace {
@@ -23,19 +25,47 @@ struct Started {
   absl::StatusOr<std::unique_ptr<Generation>> generation;
 };
 
-// Parse, template, tokenize, submit: everything that takes time and needs no network.
-void StartGeneration(Session& session, bool chat, const std::string& request_id, std::string body,
-                     api::FrontPhases phases, Started* started) {
+// What the headers said, and the body.
+struct Arrived {
+  bool chat = false;
+  std::string request_id;
+  bool id_is_given = false;
+  std::string caller;
+  std::optional<double> timeout_s;
+  std::string body;
+  api::FrontPhases phases;
+};
+
+absl::StatusOr<api::GenerateRequest> ParseRequest(const Arrived& arrived) {
+  LH_ASSIGN_OR_RETURN(api::GenerateRequest request, arrived.chat
+                                                        ? api::ParseChatCompletion(arrived.body)
+                                                        : api::ParseCompletion(arrived.body));
+  // The header's id before the body's before ours.
+  if (arrived.id_is_given || request.request_id.empty()) request.request_id = arrived.request_id;
+  if (!IsValidRequestId(request.request_id)) {
+    return api::InvalidParam("request_id",
+                             "'request_id' must have 1 to 128 printable characters without spaces");
+  }
+  request.caller = arrived.caller;
+  if (arrived.timeout_s) {
+    request.timeout_s =
+        std::min(*arrived.timeout_s, request.timeout_s.value_or(*arrived.timeout_s));
+  }
+  return request;
+}
+
+// Parse, template, tokenize, submit: everything that takes time and needs no network. What is
+// large dies here, too, and not on a network thread: body, JSON, text of the prompt.
+void StartGeneration(Session& session, Arrived arrived, Started* started) {
   const Clock::time_point begin = Clock::now();
-  absl::StatusOr<api::GenerateRequest> request =
-      chat ? api::ParseChatCompletion(body) : api::ParseCompletion(body);
+  absl::StatusOr<api::GenerateRequest> request = ParseRequest(arrived);
   if (!request.ok()) {
     started->generation = request.status();
     return;
   }
   started->parsed = true;
-  std::string().swap(body);
-  request->request_id = request_id;
+  std::string().swap(arrived.body);
+  api::FrontPhases phases = arrived.phases;
   phases.parse_us =
       std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin).count();
   started->generation = session.Start(*request, phases);
@@ -48,11 +78,12 @@ void StartGeneration(Session& session, bool chat, const std::string& request_id,
 asio::awaitable<void> HttpConnection::AnswerGenerate(Exchange& exchange) {
   const bool chat = exchange.match.route == Route::kChatCompletions;
   auto started = std::make_shared<Started>();
-  auto body = std::make_shared<std::string>(std::move(exchange.body));
+  auto arrived = std::make_shared<Arrived>(Arrived{chat, exchange.request_id, exchange.id_is_given,
+                                                   exchange.caller, exchange.timeout_s,
+                                                   std::move(exchange.body), exchange.phases});
   std::optional<HttpReply> refusal;
-  std::function<void()> work = [started, body, chat, session = context_->session,
-                                id = exchange.request_id, phases = exchange.phases] {
-    StartGeneration(*session, chat, id, std::move(*body), phases, started.get());
+  std::function<void()> work = [started, arrived, session = context_->session] {
+    StartGeneration(*session, std::move(*arrived), started.get());
   };
   const bool done = co_await RunOnWorker(std::move(work), &refusal);
   if (refusal) {
@@ -61,6 +92,7 @@ asio::awaitable<void> HttpConnection::AnswerGenerate(Exchange& exchange) {
     co_return;
   }
   if (!done) co_return;  // the client went away; `started` dies with the worker's closure
+  if (started->parsed) exchange.request_id = started->request.request_id;
   if (!started->generation.ok()) {
     const absl::Status& status = started->generation.status();
     if (!started->parsed) RecordRefusal(exchange, 400);
@@ -83,9 +115,14 @@ asio::awaitable<void> HttpConnection::AnswerGenerate(Exchange& exchange) {
   head.n = request.n;
   head.include_usage = request.include_usage;
   WatchForDisconnect();
-  if (request.stream) {
-    co_await StreamAnswer(exchange, *generation, std::move(head));
-  } else {
+  // Nothing is sent before the engine has taken the request or refused it.
+  const std::optional<api::Chunk> first = co_await NextChunk(*generation);
+  const auto* refused = first ? std::get_if<api::Summary>(&*first) : nullptr;
+  if (refused != nullptr) {
+    co_await WriteReply(exchange, ErrorReply(refused->status));
+  } else if (first && request.stream) {
+    co_await StreamAnswer(exchange, *generation, std::move(head), request.return_progress);
+  } else if (first) {
     co_await WholeAnswer(exchange, *generation, std::move(head));
   }
   stream_.socket().cancel();  // ends the watch; no write is under way
@@ -95,10 +132,9 @@ asio::awaitable<void> HttpConnection::WholeAnswer(Exchange& exchange, Generation
                                                   api::ResponseHead head) {
   api::BodyWriter writer(std::move(head));
   while (!writer.summary()) {
-    while (std::optional<api::Chunk> chunk = generation.TryNext()) writer.Add(*chunk);
-    if (writer.summary()) break;
-    co_await signal_->Wait(Clock::now() + kLongWait);
-    if (gone_) co_return;  // dropping the generation cancels it
+    const std::optional<api::Chunk> chunk = co_await NextChunk(generation);
+    if (!chunk) co_return;  // dropping the generation cancels it
+    writer.Add(*chunk);
   }
   const absl::Status& status = writer.summary()->status;
   HttpReply reply;
@@ -111,16 +147,25 @@ asio::awaitable<void> HttpConnection::WholeAnswer(Exchange& exchange, Generation
   co_await WriteReply(exchange, std::move(reply));
 }
 
+asio::awaitable<std::optional<api::Chunk>> HttpConnection::NextChunk(Generation& generation) {
+  while (!gone_) {
+    std::optional<api::Chunk> chunk = generation.TryNext();
+    if (chunk) co_return chunk;
+    co_await signal_->Wait(Clock::now() + kLongWait);
+  }
+  co_return std::nullopt;
+}
+
 asio::awaitable<void> HttpConnection::StreamAnswer(Exchange& exchange, Generation& generation,
-                                                   api::ResponseHead head) {
-  // Start succeeded, so everything that can be refused was refused: the 200 may go out now.
+                                                   api::ResponseHead head, bool return_progress) {
   if (!co_await WriteStreamHeader(exchange)) co_return;
   api::StreamWriter writer(std::move(head));
+  ProgressTicker ticker(return_progress);
   const auto ping_interval = context_->options.ping_interval;
   Clock::time_point next_ping = Clock::now() + ping_interval;
+  std::string events;
   bool complete = false;
   while (!complete) {
-    std::string events;
     while (!complete && events.size() < kBatchBytes) {
       const std::optional<api::Chunk> chunk = generation.TryNext();
       if (!chunk) break;
@@ -130,19 +175,20 @@ asio::awaitable<void> HttpConnection::StreamAnswer(Exchange& exchange, Generatio
           spdlog::warn("request {} failed: {}", exchange.request_id, summary->status.ToString());
         }
       }
+      ticker.OnChunk(*chunk, Clock::now());
       events += writer.Write(*chunk);
     }
+    const Clock::time_point now = Clock::now();
+    if (events.empty() && now >= ticker.due()) events = writer.Write(ticker.Repeat(now));
+    if (events.empty() && now >= next_ping) events = ": ping\n\n";
     if (!events.empty()) {
       if (!co_await WriteStreamData(exchange, events)) co_return;
       next_ping = Clock::now() + ping_interval;
+      events.clear();
       continue;
     }
-    const bool notified = co_await signal_->Wait(next_ping);
+    co_await signal_->Wait(std::min(next_ping, ticker.due()));
     if (gone_) co_return;
-    if (!notified && Clock::now() >= next_ping) {
-      if (!co_await WriteStreamData(exchange, ": ping\n\n")) co_return;
-      next_ping = Clock::now() + ping_interval;
-    }
   }
   if (exchange.http_version >= 11) co_await WriteAll("0\r\n\r\n");
 }

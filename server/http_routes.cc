@@ -4,6 +4,7 @@
 #include <openssl/rand.h>
 
 #include <array>
+#include <charconv>
 #include <vector>
 
 #include "server/api/openai_request.h"
@@ -33,6 +34,8 @@ constexpr RouteSpec kRoutes[] = {
     {"/metrics", Route::kMetrics, false, false},
 };
 constexpr std::string_view kModelPrefix = "/v1/models/";
+constexpr std::string_view kCancelPrefix = "/v1/requests/";
+constexpr std::string_view kCancelSuffix = "/cancel";
 
 int HexDigit(char c) {
   if (c >= '0' && c <= '9') return c - '0';
@@ -64,7 +67,7 @@ absl::Status CheckModel(const Session& session, const std::string& model) {
 }  // namespace
 
 RouteMatch MatchRoute(std::string_view method, std::string_view target) {
-  const std::string_view path = target.substr(0, target.find('?'));
+  std::string_view path = target.substr(0, target.find('?'));
   const auto allows = [method](bool is_post) {
     return is_post ? method == "POST" : method == "GET" || method == "HEAD";
   };
@@ -83,6 +86,15 @@ RouteMatch MatchRoute(std::string_view method, std::string_view target) {
     match.allow = "GET, HEAD";
     match.argument = PercentDecode(path.substr(kModelPrefix.size()));
   }
+  if (path.size() > kCancelPrefix.size() + kCancelSuffix.size() &&
+      path.starts_with(kCancelPrefix) && path.ends_with(kCancelSuffix)) {
+    match.route = Route::kCancel;
+    match.method_allowed = allows(true);
+    match.allow = "POST";
+    path.remove_prefix(kCancelPrefix.size());
+    path.remove_suffix(kCancelSuffix.size());
+    match.argument = PercentDecode(path);
+  }
   return match;
 }
 
@@ -95,6 +107,25 @@ HttpReply ErrorReply(const api::HttpError& error) {
 }
 
 HttpReply ErrorReply(const absl::Status& status) { return ErrorReply(api::ToHttpError(status)); }
+
+HttpReply AnswerCancel(Session& session, const std::string& caller, const std::string& id) {
+  int n_requests = session.Cancel(caller, id);
+  for (const std::string_view prefix : {"cmpl-", "chatcmpl-"}) {
+    if (n_requests > 0 || !std::string_view(id).starts_with(prefix)) continue;
+    n_requests = session.Cancel(caller, id.substr(prefix.size()));
+  }
+  if (n_requests == 0) {
+    api::HttpError error;
+    error.http_status = 404;
+    error.type = "invalid_request_error";
+    error.code = "request_not_found";
+    error.message = fmt::format("No request with the id '{}' is under way.", id);
+    return ErrorReply(error);
+  }
+  HttpReply reply;
+  reply.body = api::CancelBody(id);
+  return reply;
+}
 
 absl::StatusOr<std::string> AnswerTokenize(const Session& session, std::string_view body,
                                            int64_t max_model_len) {
@@ -130,6 +161,18 @@ bool IsValidRequestId(std::string_view request_id) {
     if (c <= ' ' || c > '~') return false;
   }
   return true;
+}
+
+absl::StatusOr<std::optional<double>> ParseTimeout(std::string_view value) {
+  if (value.empty()) return std::nullopt;
+  double seconds = 0;
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), seconds);
+  if (error != std::errc() || end != value.data() + value.size() || !(seconds > 0)) {
+    return api::InvalidParam("timeout", fmt::format("the header X-Request-Timeout must be a number "
+                                                    "of seconds above 0, got '{}'",
+                                                    value.substr(0, 64)));
+  }
+  return seconds;
 }
 
 std::string MakeRequestId() {

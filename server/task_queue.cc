@@ -20,6 +20,11 @@ bool TaskQueue::Post(std::function<void()> task) {
   return true;
 }
 
+bool TaskQueue::full() const {
+  std::lock_guard lock(mutex_);
+  return stopping_ || int64_t(tasks_.size()) >= max_waiting_;
+}
+
 void TaskQueue::Stop() {
   {
     std::lock_guard lock(mutex_);

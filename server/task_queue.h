@@ -23,6 +23,9 @@ class TaskQueue {
   // False, and `task` is dropped, when max_waiting tasks wait already or after Stop().
   [[nodiscard]] bool Post(std::function<void()> task);
 
+  // Post would answer false now.
+  bool full() const;
+
   // Runs what waits, then joins the threads. Must not be called from a task.
   void Stop();
 
@@ -30,7 +33,7 @@ class TaskQueue {
   void Work();
 
   const int64_t max_waiting_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<std::function<void()>> tasks_;
   bool stopping_ = false;

@@ -263,6 +263,10 @@ Json ModelObject(const ModelCard& card) {
 
 }  // namespace
 
+std::string CancelBody(const std::string& request_id) {
+  return Dump({{"id", request_id}, {"status", "cancelling"}});
+}
+
 std::string ModelBody(const ModelCard& card) { return Dump(ModelObject(card)); }
 
 std::string ModelListBody(const std::vector<ModelCard>& cards) {

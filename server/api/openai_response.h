@@ -64,6 +64,9 @@ class BodyWriter {
   std::optional<Summary> summary_;
 };
 
+// {"id": ..., "status": "cancelling"}
+std::string CancelBody(const std::string& request_id);
+
 // GET /v1/models and /v1/models/{id}
 struct ModelCard {
   std::string id;

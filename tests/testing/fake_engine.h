@@ -137,6 +137,8 @@ class FakeEngine final : public Engine {
     const std::lock_guard lock(mutex_);
     verdict_ = std::move(status);
   }
+  // As long as held, requests are neither accepted nor refused.
+  void HoldVerdicts(bool hold) { hold_verdicts_ = hold; }
   Request last_request() {
     const std::lock_guard lock(mutex_);
     return requests_.back();
@@ -150,6 +152,9 @@ class FakeEngine final : public Engine {
 
  private:
   void RunScript(const Request& request, const absl::Status& verdict, StreamState& state) const {
+    while (hold_verdicts_ && !state.cancelled()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
     if (verdict.ok()) {
       state.Emit(AcceptedEvent{});
       return script_(request, state);
@@ -167,6 +172,7 @@ class FakeEngine final : public Engine {
   absl::Status submit_status_, queue_status_, verdict_, health_;
   std::vector<Request> requests_;
   std::vector<std::thread> threads_;
+  std::atomic<bool> hold_verdicts_{false};
   std::atomic<int> n_running_{0};
   std::atomic<int> n_cancelled_{0};
 };

@@ -50,6 +50,13 @@ class HttpClient {
     }
     return true;
   }
+  // What was received and not returned yet.
+  const std::string& received() const { return received_; }
+  // Something is there to be read now.
+  bool HasData() const {
+    char byte;
+    return recv(fd_, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+  }
   // Reads until `text` was received; everything so far stays for ReadResponse.
   bool WaitFor(std::string_view text) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
