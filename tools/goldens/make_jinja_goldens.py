@@ -739,6 +739,10 @@ SNIPPETS = r"""
 {{ '%d' % 'x' }}
 {{ '%s %s' % 'x' }}
 {{ '%s' % (1, 2) }}
+{{ 'a' % [1] }} {{ 'a' % d }} {{ 'a' % undefined_name }} {{ '%s' % [1] }}
+{{ 'a' % 1 }}
+{{ [d] | min }} {{ [d] | max | length }}
+{{ l | truncate(1) }} {{ 5 | truncate }}
 {{ '{} {} {{}}'.format(1, 'a') }} {{ '{0}{1}{0}'.format('x', 'y') }} {{ '{a}-{b}'.format(a=1, b=none) }}
 {{ '{} {}'.format(1) }}
 {{ '  x '.strip() }}| {{ '  x '.lstrip() }}| {{ '  x '.rstrip() }}| {{ 'xyx'.strip('x') }} {{ 'abcabc'.rstrip('bc') }} {{ 'aXbX'.lstrip('Xa') }}

@@ -188,10 +188,10 @@ absl::StatusOr<Value> Extreme(Interpreter& interpreter, const Value& value, cons
                       WithKeys(interpreter, value, path, nullptr, args.Truthy(0)));
   if (keyed.empty()) return Value::Undefined("No aggregated item, sequence was empty.");
   const Keyed* best = &keyed[0];
-  for (const Keyed& entry : keyed) {
+  for (size_t i = 1; i < keyed.size(); ++i) {
     LH_ASSIGN_OR_RETURN(const bool better,
-                        kMax ? Less(best->key, entry.key) : Less(entry.key, best->key));
-    if (better) best = &entry;
+                        kMax ? Less(best->key, keyed[i].key) : Less(keyed[i].key, best->key));
+    if (better) best = &keyed[i];
   }
   return best->item;
 }

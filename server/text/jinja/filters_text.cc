@@ -19,6 +19,14 @@ absl::StatusOr<Value> AsText(Interpreter& interpreter, const Value& value) {
   return Value::String(std::move(text));
 }
 
+// For the few filters that take nothing else.
+absl::Status RequireText(std::string_view filter, const Value& value) {
+  if (value.is_string()) return absl::OkStatus();
+  if (value.is_undefined()) return absl::InvalidArgumentError(value.undefined_hint());
+  return absl::InvalidArgumentError(
+      fmt::format("'{}' needs a text, got {}", filter, value.type_name()));
+}
+
 template <std::string (*Function)(std::string_view)>
 absl::StatusOr<Value> Mapped(Interpreter& interpreter, const Value& value, const BoundArgs&) {
   LH_ASSIGN_OR_RETURN(const Value text, AsText(interpreter, value));
@@ -80,11 +88,7 @@ absl::StatusOr<Value> Join(Interpreter& interpreter, const Value& value, const B
 }
 
 absl::StatusOr<Value> Indent(Interpreter& interpreter, const Value& value, const BoundArgs& args) {
-  if (value.is_undefined()) return absl::InvalidArgumentError(value.undefined_hint());
-  if (!value.is_string()) {
-    return absl::InvalidArgumentError(
-        fmt::format("'indent' needs a text, got {}", value.type_name()));
-  }
+  LH_RETURN_IF_ERROR(RequireText("indent", value));
   std::string indent;
   if (args.Get(0) != nullptr && args.Get(0)->is_string()) {
     indent = args.Get(0)->text();
@@ -145,7 +149,8 @@ absl::StatusOr<Value> Center(Interpreter& interpreter, const Value& value, const
 
 absl::StatusOr<Value> Truncate(Interpreter& interpreter, const Value& value,
                                const BoundArgs& args) {
-  LH_ASSIGN_OR_RETURN(const Value text, AsText(interpreter, value));
+  LH_RETURN_IF_ERROR(RequireText("truncate", value));
+  const Value& text = value;
   LH_ASSIGN_OR_RETURN(const int64_t length, IntArg(args, 0, 255));
   LH_ASSIGN_OR_RETURN(const std::string end, TextArg(interpreter, args, 2, "..."));
   LH_ASSIGN_OR_RETURN(const int64_t leeway, IntArg(args, 3, 5));

@@ -133,7 +133,6 @@ absl::StatusOr<Value> FormatPercent(Interpreter& interpreter, const std::string&
   std::vector<Value> items = {values};
   if (values.is(SequenceKind::kTuple)) items = values.sequence().items;
   size_t n_used = 0;
-  bool by_name = false;
   std::string result;
   for (size_t i = 0; i < format.size();) {
     const size_t percent = std::min(format.find('%', i), format.size());
@@ -151,7 +150,7 @@ absl::StatusOr<Value> FormatPercent(Interpreter& interpreter, const std::string&
       if (found == nullptr)
         return absl::InvalidArgumentError("a format names a key that is not there");
       value = *found;
-      has_value = by_name = true;
+      has_value = true;
       i = end + 1;
     }
     LH_ASSIGN_OR_RETURN(const Conversion conversion, ReadConversion(format, &i));
@@ -167,7 +166,9 @@ absl::StatusOr<Value> FormatPercent(Interpreter& interpreter, const std::string&
     LH_RETURN_IF_ERROR(interpreter.CheckLength(result.size() + text.size()));
     result += text;
   }
-  if (n_used < items.size() && !by_name && !values.is_dict()) {
+  // What may be looked into by a key need not be used; Python takes lists for that, too.
+  const bool is_scalar = values.is_string() || values.is_number() || values.is_none();
+  if (n_used < items.size() && (values.is(SequenceKind::kTuple) || is_scalar)) {
     return absl::InvalidArgumentError("too many values for a format");
   }
   return Value::String(std::move(result));
