@@ -225,7 +225,7 @@ TEST(Chat, FieldsForTheTemplateKeepTheirOrder) {
   const auto request = ParseChatCompletion(R"({"messages": [
       {"role": "user", "content": "x", "name": "u"},
       {"role": "assistant", "reasoning": "why", "tool_calls": [
-         {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{"z": 1, "a": [2.0]}"}}]},
+         {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"z\": 1, \"a\": [2.0]}"}}]},
       {"role": "tool", "tool_call_id": "1", "content": "5"}],
     "tools": [{"type": "function", "function": {"name": "f", "parameters": {"z": 1, "a": 2}}}],
     "documents": [{"title": "t", "text": "d"}], "chat_template_kwargs": {"enable_thinking": false},
