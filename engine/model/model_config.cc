@@ -56,7 +56,7 @@ void CheckChatGlm(Fields& fields) {
   constexpr std::pair<const char*, bool> kFixed[] = {
       {"rmsnorm", true},          {"post_layer_norm", true},
       {"add_bias_linear", false}, {"apply_residual_connection_post_layernorm", false},
-      {"original_rope", true},
+      {"original_rope", true},    {"interleaved_qkv", false},
   };
   for (const auto& [name, value] : kFixed) {
     if (fields.Bool(name, value) != value) {
