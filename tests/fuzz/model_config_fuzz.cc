@@ -8,14 +8,14 @@
 #include "engine/model/model_config.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t n_bytes) {
-  const auto config = longhaul::ParseModelConfig(
-      std::string(reinterpret_cast<const char*>(data), n_bytes), "fuzz");
+  const auto config =
+      longhaul::ParseModelConfig(std::string(reinterpret_cast<const char*>(data), n_bytes), "fuzz");
   if (!config.ok()) return 0;
   const longhaul::ModelShape& shape = config->shape;
   const auto n_layers = static_cast<size_t>(shape.n_layers);
   if (shape.n_heads % shape.n_kv_heads != 0 || 2 * config->rope.n_pairs > shape.head_dim ||
-      config->default_context_tokens > shape.max_positions ||
-      config->windows.size() != n_layers || config->experts.layers.size() != n_layers ||
+      config->default_context_tokens > shape.max_positions || config->windows.size() != n_layers ||
+      config->experts.layers.size() != n_layers ||
       config->experts.n_chosen > config->experts.max_experts) {
     std::abort();
   }
