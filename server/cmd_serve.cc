@@ -170,9 +170,10 @@ int RunServe(const ServerConfig& config) {
     grpc->SetServing(true);
   }
   (*http)->Serve(session->get());
-  spdlog::info("serving {} ({}, context {} tokens): http://{}:{}{}", config.ServedModelName(),
-               (*session)->chat_form(), (*session)->engine().max_model_len(), config.host,
-               (*http)->port(), grpc ? fmt::format(", gRPC port {}", grpc->port()) : "");
+  spdlog::info("serving {} (chat template: {}; context {} tokens): http://{}:{}{}",
+               config.ServedModelName(), (*session)->chat_form(),
+               (*session)->engine().max_model_len(), config.host, (*http)->port(),
+               grpc ? fmt::format(", gRPC port {}", grpc->port()) : "");
   if (config.api_keys.empty() && config.host != "127.0.0.1" && config.host != "localhost") {
     spdlog::warn("no --api-key is set: whoever reaches {}:{} can use this server", config.host,
                  (*http)->port());

@@ -64,7 +64,8 @@ def test_bad_completion_requests(server, body, param):
 @pytest.mark.parametrize("body", [
     {"messages": []},
     {"messages": [{"role": "user", "content": 7}]},
-    {"messages": [{"role": "wizard", "content": "a"}]},
+    {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "user", "content": "a"}], "chat_template": "{{ messages }}"},
     {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
     {"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function", "function": {"name": "f"}}]},
     {"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_object"}},

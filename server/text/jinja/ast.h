@@ -97,9 +97,10 @@ struct DictExpr {
 };
 
 struct Expr {
-  std::variant<Constant, Name, Attribute, Item, Slice, Call, FilterExpr, TestExpr, Unary, Binary,
-               Compare, Logical, Concat, Conditional, SequenceExpr, DictExpr>
-      node;
+  using Node =
+      std::variant<Constant, Name, Attribute, Item, Slice, Call, FilterExpr, TestExpr, Unary,
+                   Binary, Compare, Logical, Concat, Conditional, SequenceExpr, DictExpr>;
+  Node node;
   int line = 0;
   int depth = 1;  // of the tree below, at most kMaxNodeDepth
 };

@@ -1,5 +1,5 @@
-// The parser's two halves in one class: statements (parser.cc) and expressions (parser_expr.cc).
-// Lives on the stack of Parse().
+// The parser in one class: statements (parser.cc), operators and literals (parser_expr.cc), and
+// what may follow a value (parser_postfix.cc). Lives on the stack of Parse().
 #pragma once
 
 #include <algorithm>
@@ -100,8 +100,7 @@ class Parser {
   std::optional<CompareOp> SkipCompareOp();
 
   // A node above children of this depth; refuses trees that are too deep.
-  template <typename Node>
-  absl::StatusOr<ExprPtr> Make(int line, Node node, int depth = 0);
+  static absl::StatusOr<ExprPtr> Make(int line, Expr::Node node, int depth = 0);
   static int DepthOf(std::initializer_list<const Expr*> children);  // may be null
   static int DepthOf(const ArgNodes& args);
 
