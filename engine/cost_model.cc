@@ -14,15 +14,15 @@ constexpr double kFlopsPerUs = 10e3;
 constexpr double kBytesPerUs = 5e3;
 constexpr double kCallUs = 50;  // fixed cost of one layer call
 
-// Rows that a dense pass over the keys costs besides its pairs, see PrefillWork.
-constexpr double kThinRows = 64;
+// Rows whose pairs cost as much as the keys of an exact pass, at a guess.
+constexpr double kRowsPerPass = 64;
 
 // Of the logarithms: how uncertain the speed of the machine is, each coefficient besides that, and
 // a sample; one that is further off than kFar counts less, however far it is.
 constexpr double kCommonVariance = 9.0;
 constexpr double kOwnVariance = 2.0;
-constexpr double kNoiseVariance = 0.02;
-constexpr double kFar = 0.4;
+constexpr double kNoiseVariance = 0.0064;
+constexpr double kFar = 0.25;
 
 // Prior of the kept remote keys, and how uncertain it is; the noise is that of one layer's sample.
 constexpr double kRemoteShare = 0.02;
@@ -115,8 +115,9 @@ PrefillWork& PrefillWork::operator+=(const PrefillWork& other) {
   cells += other.cells;
   tokens += other.tokens;
   dense_pairs += other.dense_pairs;
+  dense_keys += other.dense_keys;
   kept_pairs += other.kept_pairs;
-  thin_pairs += other.thin_pairs;
+  sampled_pairs += other.sampled_pairs;
   return *this;
 }
 
@@ -124,8 +125,9 @@ PrefillWork PrefillWork::operator*(double factor) const {
   return {.cells = cells * factor,
           .tokens = tokens * factor,
           .dense_pairs = dense_pairs * factor,
+          .dense_keys = dense_keys * factor,
           .kept_pairs = kept_pairs * factor,
-          .thin_pairs = thin_pairs * factor};
+          .sampled_pairs = sampled_pairs * factor};
 }
 
 DensityModel::DensityModel(const SparseOptions& options) {
@@ -203,18 +205,19 @@ PrefillWork CostModel::EpochWork(const SparseOptions& options, const DensityMode
   const int64_t exact_begin = begin + epoch.n_policy_rows;
   if (exact_begin > begin) {
     work.kept_pairs = density.KeptPairs(begin, exact_begin);
-    work.thin_pairs = static_cast<double>(epoch.policy.rows.size()) * exact_begin;
+    work.sampled_pairs = static_cast<double>(epoch.policy.rows.size()) * exact_begin;
   }
   if (end > exact_begin) {
     work.dense_pairs = CausalPairs(static_cast<double>(exact_begin), static_cast<double>(end));
-    work.thin_pairs += kThinRows * static_cast<double>(end);
+    work.dense_keys = static_cast<double>(end);
   }
   return work;
 }
 
-std::array<double, 5> CostModel::PrefillTerms(const PrefillWork& work) const {
-  return {cell_us_ * work.cells, token_us_ * work.tokens, pair_us_ * work.dense_pairs,
-          2 * pair_us_ * work.kept_pairs, pair_us_ * work.thin_pairs};
+std::array<double, 6> CostModel::PrefillTerms(const PrefillWork& work) const {
+  return {cell_us_ * work.cells,          token_us_ * work.tokens,
+          pair_us_ * work.dense_pairs,    kRowsPerPass * pair_us_ * work.dense_keys,
+          2 * pair_us_ * work.kept_pairs, pair_us_ * work.sampled_pairs};
 }
 
 double CostModel::PrefillUs(const PrefillWork& work) const {

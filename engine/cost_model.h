@@ -23,7 +23,7 @@ namespace longhaul {
 // the common scale of the rest, the speed of the machine.
 class OnlineFit {
  public:
-  static constexpr int kMaxTerms = 5;
+  static constexpr int kMaxTerms = 6;
 
   explicit OnlineFit(int n_terms);
   void Observe(std::span<const double> x, double y);
@@ -58,10 +58,9 @@ struct PrefillWork {
   double cells = 0;        // (epoch, layer) pairs
   double tokens = 0;       // per layer
   double dense_pairs = 0;  // of rows that attend exactly
+  double dense_keys = 0;   // that such rows pass over: reading and arranging them, however few rows
   double kept_pairs = 0;   // that sparse rows attend to
-  // Of passes over all keys with few rows: the sampled ones. A dense pass counts as kThinRows of
-  // them besides its pairs: reading and arranging keys that few rows share costs as much.
-  double thin_pairs = 0;
+  double sampled_pairs = 0;  // of the rows that choose the pattern, with all keys
 
   PrefillWork& operator+=(const PrefillWork& other);
   PrefillWork operator*(double factor) const;
@@ -112,7 +111,7 @@ class CostModel {
 
  private:
   // x of the fits, in microseconds at the guessed speed.
-  std::array<double, 5> PrefillTerms(const PrefillWork& work) const;
+  std::array<double, 6> PrefillTerms(const PrefillWork& work) const;
   std::array<double, 3> DecodeTerms(int64_t n_rows, int64_t n_keys) const;
 
   double cell_us_;    // one layer call: fixed costs, reading the weights
@@ -120,7 +119,7 @@ class CostModel {
   double pair_us_;    // one (row, key) pair, all heads of one layer
   double weight_us_;  // reading all weights once
   double key_us_;     // one key, all layers
-  OnlineFit prefill_{5};
+  OnlineFit prefill_{6};
   OnlineFit decode_{3};
 };
 

@@ -27,7 +27,7 @@ class Machine {
     const double noise = 1.0 + 0.03 * (static_cast<double>(random_() % 2001) / 1000.0 - 1.0);
     return noise / speed_ *
            (300 * work.cells + 80 * work.tokens + 0.05 * work.dense_pairs + 0.09 * work.kept_pairs +
-            0.02 * work.thin_pairs);
+            0.8 * work.dense_keys + 0.02 * work.sampled_pairs);
   }
 
  private:
@@ -118,7 +118,7 @@ TEST(CostModel, ShortPromptsDoNotForgetWhatALongOneCost) {
 TEST(CostModel, FollowsAMachineThatSlowsDown) {
   Machine fast(10.0), slow(2.0);
   CostModel model(kShape);
-  const PrefillWork work{.cells = 2, .tokens = 4'096, .dense_pairs = 5e6, .thin_pairs = 1e5};
+  const PrefillWork work{.cells = 2, .tokens = 4'096, .dense_pairs = 5e6, .dense_keys = 2e3};
   for (int i = 0; i < 200; ++i) model.ObservePrefill(work, fast.Us(work));
   model.ObservePrefill(work, 30 * fast.Us(work));  // a hiccup
   EXPECT_NEAR(model.PrefillUs(work) / fast.Us(work), 1.0, 0.2);
@@ -138,10 +138,10 @@ TEST(CostModel, SparseEpochsCountTheirKeptAndSampledPairs) {
   EXPECT_EQ(far.dense_pairs, 0);
   EXPECT_GT(far.kept_pairs, 4'096.0 * 1'088);
   EXPECT_LT(far.kept_pairs, 0.1 * 4'096 * 124'928);
-  EXPECT_EQ(far.thin_pairs, 64.0 * 126'976) << "32 + 16 voting and 16 audit rows";
+  EXPECT_EQ(far.sampled_pairs, 64.0 * 126'976) << "32 + 16 voting and 16 audit rows";
   const PrefillWork last = CostModel::EpochWork(sample, density, 126'976, 131'072, 131'072);
   EXPECT_EQ(last.dense_pairs, 64.0 * (131'072 - 63 + 131'072) / 2) << "the tail is exact";
-  EXPECT_GT(last.thin_pairs, far.thin_pairs);
+  EXPECT_EQ(last.dense_keys, 131'072);
 }
 
 TEST(DensityModel, LocalKeysAreCountedExactly) {

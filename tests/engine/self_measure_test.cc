@@ -49,7 +49,7 @@ TEST_P(AnyMachine, FirstPredictionsAreRight) {
   const double speed = GetParam();
   TimedMachine machine;
   for (double* us : {&machine.cell_us, &machine.token_us, &machine.pair_us, &machine.kept_pair_us,
-                     &machine.thin_pair_us, &machine.dense_key_us, &machine.step_us,
+                     &machine.sampled_pair_us, &machine.dense_key_us, &machine.step_us,
                      &machine.row_us, &machine.key_us}) {
     *us /= speed;
   }

@@ -26,13 +26,13 @@ struct TimedMachine {
   // Of one layer
   double cell_us = 400;
   double token_us = 3;
-  double pair_us = 0.0004;       // exact
-  double kept_pair_us = 0.0011;  // sparse
-  double thin_pair_us = 0.0005;  // of a sampled row
-  double dense_key_us = 0.03;    // per key of an exact pass, whatever the rows
-  double remote_share = 0.004;   // of the keys beyond sink and window: what sparse rows keep ...
-  double remote_keys = 60;       // ... and a number per row
-  double layer_spread = 0.6;     // layers keep from 1 - spread to 1 + spread times that
+  double pair_us = 0.0004;          // exact
+  double kept_pair_us = 0.0011;     // sparse
+  double sampled_pair_us = 0.0005;  // of a sampled row
+  double dense_key_us = 0.03;       // per key of an exact pass, whatever the rows
+  double remote_share = 0.004;      // of the keys beyond sink and window: what sparse rows keep ...
+  double remote_keys = 60;          // ... and a number per row
+  double layer_spread = 0.6;        // layers keep from 1 - spread to 1 + spread times that
   // Of a decode step
   double step_us = 900;
   double row_us = 50;
@@ -106,7 +106,7 @@ class TimedExecutor : public Executor {
       if (epoch.n_policy_rows > 0) {
         const double layer_kept = KeptPairs(slice, sparse_end, layer);
         us += machine_.kept_pair_us * layer_kept +
-              machine_.thin_pair_us * static_cast<double>(epoch.policy.rows.size()) *
+              machine_.sampled_pair_us * static_cast<double>(epoch.policy.rows.size()) *
                   static_cast<double>(sparse_end);
         kept += layer_kept;
       }
