@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <array>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/executor_work_guard.hpp>
@@ -32,6 +33,8 @@ constexpr std::chrono::seconds kCloseTimeout{5};
 // Beyond max_connections, so that health checks get through when it is reached.
 constexpr int64_t kSpareConnections = 64;
 
+constexpr size_t kMaxUnreadBytes = 16 << 10;
+
 // A connection whose first bytes are these is answered by the accepting thread.
 constexpr std::string_view kProbes[] = {"GET /health", "GET /ready"};
 constexpr size_t kLongestProbe = 11;
@@ -50,6 +53,9 @@ void RefuseBusy(tcp::socket& socket) {
       "Connection: close\r\n\r\n";
   error_code error;
   socket.non_blocking(true, error);
+  // To close with unread data would reset the connection, and the client might not see the answer.
+  std::array<char, kMaxUnreadBytes> unread;
+  socket.read_some(asio::buffer(unread), error);
   socket.write_some(asio::buffer(kBusy.data(), kBusy.size()), error);
 }
 
