@@ -69,8 +69,45 @@ def test_a_short_request_does_not_wait_for_a_long_one(server, needle):
 
 
 def test_timeout_of_a_request(server):
-    body = {"prompt": LONG.prompt, "max_tokens": 4, "timeout_s": 0.3, "sparse": {"mode": "dense"}, "cache_salt": "t"}
+    body = {"prompt": LONG.prompt, "max_tokens": 4, "timeout": 0.3, "sparse": {"mode": "dense"}, "cache_salt": "t"}
     answer = server.request("POST", "/v1/completions", body)
-    # Refused at once when the predicted time does not fit, given up after 0.3 s otherwise.
-    assert answer.status in (503, 504), answer.text
+    # Refused at once when the predicted time does not fit, given up after 0.3 s while nothing is predicted yet.
+    assert (answer.status, answer.error["code"]) in ((400, "deadline_unreachable"), (504, "deadline_exceeded"))
+    server.wait_idle()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_cancel_by_id(server, stream):
+    server.wait_idle()
+    request_id = f"cancel-{stream}"
+    connection = start_long(server, stream=stream, request_id=request_id)
+    wait_running(server)
+    assert server.request("POST", "/v1/requests/another/cancel").status == 404
+    answer = server.request("POST", f"/v1/requests/{request_id}/cancel")
+    assert answer.status == 200 and answer.json == {"id": request_id, "status": "cancelling"}
+    began = time.monotonic()
+    response = connection.getresponse()
+    text = response.read().decode()
+    assert time.monotonic() - began < 5
+    assert response.getheader("X-Request-Id") == request_id
+    assert response.status == (200 if stream else 499)
+    assert '"code":"cancelled"' in text
+    server.wait_idle()
+    assert server.request("POST", f"/v1/requests/{request_id}/cancel").status == 404
+
+
+def test_grpc_and_http_cancel_each_other(server, stubs):
+    server.wait_idle()
+    connection = start_long(server, request_id="from-http")
+    wait_running(server)
+    assert stubs.Cancel(stubs.messages.CancelRequest(request_id="from-http")).n_requests == 1
+    assert b'"code":"cancelled"' in connection.getresponse().read()
+    call = stubs.Generate(stubs.messages.GenerateRequest(
+        request_id="from-grpc", text=LONG.prompt, return_progress=True, sparse={"mode": "dense"}, cache_salt="cancel"))
+    next(call)
+    assert server.request("POST", "/v1/requests/from-grpc/cancel").status == 200
+    with pytest.raises(grpc.RpcError) as error:
+        for _ in call:
+            pass
+    assert error.value.code() == grpc.StatusCode.CANCELLED
     server.wait_idle()
