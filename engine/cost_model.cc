@@ -139,6 +139,13 @@ DensityModel::DensityModel(const SparseOptions& options) {
   ry_ = rr_ * share_;
 }
 
+void DensityModel::StartFrom(const DensityModel& other) {
+  keys_per_row_ = other.keys_per_row_;
+  share_ = other.share_;
+  ny_ = nn_ * keys_per_row_;
+  ry_ = rr_ * share_;
+}
+
 DensityModel::Rows DensityModel::CountRows(int64_t begin, int64_t end) const {
   const auto first = static_cast<double>(begin);
   const auto last = static_cast<double>(end);

@@ -71,6 +71,8 @@ struct PrefillWork {
 class DensityModel {
  public:
   explicit DensityModel(const SparseOptions& options);
+  // Begins with what another prompt kept, to be corrected as easily as the guess.
+  void StartFrom(const DensityModel& other);
   // Pairs that rows [begin, end) keep.
   double KeptPairs(int64_t begin, int64_t end) const;
   // What they kept on average over n_layers layers.

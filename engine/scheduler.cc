@@ -39,6 +39,7 @@ void Scheduler::Add(Request request, std::shared_ptr<EventSink> sink, int64_t no
   auto sequence = std::make_unique<Sequence>(std::move(request), config_.sparse, std::move(sink),
                                              shape_, config_.epoch_tokens, now_us - waited_us);
   sequence->id = next_seq_id_++;
+  GuessDensity(*sequence);
   const int64_t cached_tokens = cache_.Peek(PrefixRoot(*sequence), sequence->request.prompt,
                                             sequence->CacheRule(config_.epoch_tokens));
   sequence->expected_cached_tokens = cached_tokens;

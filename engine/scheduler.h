@@ -161,7 +161,14 @@ class Scheduler {
     int64_t DoneUs(const Sequence& sequence) const;
   };
 
+  struct LastDensity {  // what a prompt of so many tokens ended with
+    int64_t n_tokens;
+    DensityModel density;
+  };
+
   void LearnFrom(const PlannedSlice& planned, const PrefillSlice& slice, const SliceResult& result);
+  void GuessDensity(Sequence& sequence) const;
+  void KeepDensity(const Sequence& sequence);
   double RemainingUs(const Sequence& sequence) const;
   double DecodeStepUs() const;
   int64_t WithDecodeUs(double prefill_us) const;
@@ -179,6 +186,7 @@ class Scheduler {
   const EngineConfig config_;
   const ModelShape& shape_;
   CostModel cost_;
+  std::map<SparseMode, LastDensity> last_density_;
   CacheManager cache_;
   SchedulerCounters counters_;
 

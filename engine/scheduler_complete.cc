@@ -121,6 +121,7 @@ void Scheduler::CompleteEpoch(Sequence& sequence, int64_t begin, int64_t end) {
 
 void Scheduler::StartDecode(Sequence& sequence, std::span<const float> logits, int64_t now_us) {
   FreeSlot(sequence);
+  KeepDensity(sequence);
   if (sequence.request.report_progress) {
     EmitProgress(sequence, Phase::kDecode, now_us, 0);
   }

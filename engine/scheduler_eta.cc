@@ -25,6 +25,20 @@ void Scheduler::LearnFrom(const PlannedSlice& planned, const PrefillSlice& slice
   cost_.ObservePrefill(work, static_cast<double>(result.elapsed_us));
 }
 
+// What short prompts keep says little of long ones: of fewer keys a larger share matters.
+void Scheduler::GuessDensity(Sequence& sequence) const {
+  const auto last = last_density_.find(sequence.sparse.mode);
+  if (last == last_density_.end() || sequence.prompt_tokens() > 2 * last->second.n_tokens) return;
+  sequence.density.StartFrom(last->second.density);
+}
+
+void Scheduler::KeepDensity(const Sequence& sequence) {
+  if (sequence.dense) return;
+  last_density_.insert_or_assign(
+      sequence.sparse.mode,
+      LastDensity{.n_tokens = sequence.prompt_tokens(), .density = sequence.density});
+}
+
 double Scheduler::RemainingUs(const Sequence& sequence) const {
   return cost_.PrefillUs(sequence.work_left);
 }

@@ -143,6 +143,27 @@ TEST_F(SchedulerEtaTest, ManyKeptKeys) {
   EXPECT_LT(WorstError(*recorder), 0.25);
 }
 
+TEST_F(SchedulerEtaTest, TheNextPromptKnowsWhatTheLastOneKept) {
+  machine_.remote_share = 0.1;
+  machine_.remote_keys = 800;
+  Start();
+  const auto error = [](const Recorder& recorder) {
+    const auto ttft_us = static_cast<double>(recorder.first_token_us - recorder.accepted_us);
+    return std::abs(static_cast<double>(recorder.predicted_ttft_us) / ttft_us - 1.0);
+  };
+  const auto first = Add(65'536, SparseMode::kSample);
+  RunUntilIdle();
+  EXPECT_GT(error(*first), 0.3) << "a guess";
+  const auto second = Add(100'000, SparseMode::kSample);
+  RunUntilIdle();
+  EXPECT_LT(error(*second), 0.15);
+  const auto brief = Add(5'000, SparseMode::kSample);
+  RunUntilIdle();
+  const auto third = Add(100'000, SparseMode::kSample);
+  RunUntilIdle();
+  EXPECT_GT(error(*third), 0.3) << "a short one says little of a long one";
+}
+
 TEST_F(SchedulerEtaTest, SharedWithOthersAndWithAnswers) {
   Start();
   for (int i = 0; i < 4; ++i) Add(100, SparseMode::kDense, 4'000);
