@@ -298,7 +298,10 @@ absl::StatusOr<Value> Batch(Interpreter& interpreter, const Value& value, const 
 
 absl::StatusOr<Value> Map(Interpreter& interpreter, const Value& value, const BoundArgs& args) {
   if (!value.Truthy()) return Iterator({});
+  const Interpreter::DepthGuard guard(&interpreter);  // map('map', 'map', ...)
+  LH_RETURN_IF_ERROR(guard.status());
   const Args& given = args.rest();
+  LH_RETURN_IF_ERROR(interpreter.Charge(static_cast<int64_t>(given.positional.size())));
   if (given.positional.empty()) {
     const Value* attribute = nullptr;
     const Value* otherwise = nullptr;

@@ -11,17 +11,6 @@
 
 namespace longhaul::jinja {
 
-class Interpreter::DepthGuard {
- public:
-  explicit DepthGuard(Interpreter* interpreter) : depth_(&interpreter->depth_) { ++*depth_; }
-  ~DepthGuard() { --*depth_; }
-  DepthGuard(const DepthGuard&) = delete;
-  DepthGuard& operator=(const DepthGuard&) = delete;
-
- private:
-  int* depth_;
-};
-
 Interpreter::ScopeHolder::ScopeHolder(Interpreter* interpreter, Scope* parent)
     : interpreter_(interpreter) {
   if (interpreter->free_scopes_.empty()) {
@@ -117,9 +106,9 @@ void Interpreter::Capture(Scope* scope) {
   for (; scope != nullptr && !scope->captured; scope = scope->parent) scope->captured = true;
 }
 
-absl::Status Interpreter::CheckCallDepth() const {
-  if (depth_ <= kMaxEvalDepth) return absl::OkStatus();
-  return absl::InvalidArgumentError("macros call each other too deeply");
+absl::Status Interpreter::DepthGuard::status() const {
+  if (interpreter_->depth_ <= kMaxEvalDepth) return absl::OkStatus();
+  return absl::InvalidArgumentError("macros or filters call each other too deeply");
 }
 
 absl::StatusOr<Interpreter::Flow> Interpreter::ExecBlock(const Block& block, Scope* scope) {
@@ -133,7 +122,7 @@ absl::StatusOr<Interpreter::Flow> Interpreter::ExecBlock(const Block& block, Sco
 absl::StatusOr<Interpreter::Flow> Interpreter::Exec(const Statement& statement, Scope* scope) {
   const DepthGuard guard(this);
   absl::Status ready = Charge(1);
-  if (ready.ok()) ready = CheckCallDepth();
+  if (ready.ok()) ready = guard.status();
   absl::StatusOr<Flow> flow =
       ready.ok() ? std::visit([&](const auto& node) { return Exec(node, scope); }, statement.node)
                  : ready;

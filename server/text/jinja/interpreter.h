@@ -39,6 +39,21 @@ class Interpreter {
   int error_line() const { return error_line_; }
   bool raised() const { return raised_; }
 
+  // Counts what is evaluated inside each other while it lives; status() is an error at the limit.
+  class DepthGuard {
+   public:
+    explicit DepthGuard(Interpreter* interpreter) : interpreter_(interpreter) {
+      ++interpreter_->depth_;
+    }
+    ~DepthGuard() { --interpreter_->depth_; }
+    DepthGuard(const DepthGuard&) = delete;
+    DepthGuard& operator=(const DepthGuard&) = delete;
+    absl::Status status() const;
+
+   private:
+    Interpreter* interpreter_;
+  };
+
   // Counts work; an error when it was too much.
   absl::Status Charge(int64_t n_steps);
   // Refuses a text of so many bytes.
@@ -86,14 +101,12 @@ class Interpreter {
     Interpreter* interpreter_;
     Scope* scope_;
   };
-  class DepthGuard;
 
   void SetGlobal(const Dict& variables, const std::string& name, int id);
   int IdOf(std::string_view name) const;
   const Value* Find(int id, const Scope* scope) const;
   static void Assign(Scope* scope, int id, Value value);
   static void Capture(Scope* scope);
-  absl::Status CheckCallDepth() const;
 
   // Statements (interpreter.cc)
   absl::StatusOr<Flow> ExecBlock(const Block& block, Scope* scope);

@@ -38,13 +38,12 @@ bool ReadIndex(const Value& value, std::optional<int64_t>* index) {
 }  // namespace
 
 absl::StatusOr<Value> Interpreter::Eval(const Expr& expr, Scope* scope) {
-  ++depth_;
+  const DepthGuard guard(this);
   absl::Status ready = Charge(1);
-  if (ready.ok()) ready = CheckCallDepth();
+  if (ready.ok()) ready = guard.status();
   absl::StatusOr<Value> value =
       ready.ok() ? std::visit([&](const auto& node) { return EvalNode(node, scope); }, expr.node)
                  : ready;
-  --depth_;
   if (value.ok() && value->depth() > kMaxNesting) {
     value = absl::InvalidArgumentError(
         fmt::format("lists or dicts nest deeper than {} levels", kMaxNesting));

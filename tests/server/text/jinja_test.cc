@@ -118,6 +118,7 @@ TEST(JinjaTest, RenderingLimits) {
       "{% macro m(n) %}{% for i in [1] %}{% if true %}{{ [m(n)] | join }}{% endif %}"
       "{% endfor %}{% endmacro %}{{ m(1) }}",
       "too deeply", limits);
+  ExpectError("{{ 'a' | map(*(['map'] * 9000)) | list }}", "too deeply", {});
   ExpectError("{{ 9223372036854775807 + 1 }}", "64 bit", limits);
   ExpectError("{{ -9223372036854775807 - 2 }}", "64 bit", limits);
   ExpectError("{{ 3 ** 99 }}", "64 bit", limits);
