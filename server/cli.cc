@@ -172,7 +172,8 @@ void AddBenchLoad(Commands& c) {
   load::LoadOptions& o = c.load_options;
   CLI::App* app = c.bench_load;
   const auto add = [app](const char* name, auto& value, const char* help) {
-    return app->add_option(name, value, help)->capture_default_str();
+    // Scripts append what they override.
+    return app->add_option(name, value, help)->take_last()->capture_default_str();
   };
   add("--url", o.url, "http://host:port of the server");
   app->add_option("--scenario", o.scenarios,

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <utility>
 
@@ -120,7 +121,9 @@ awaitable<absl::Status> LoadRun::ProbeModel() {
 
 // From usage of a first request, which every server has; it also wakes the server up.
 awaitable<absl::Status> LoadRun::ProbeTokens() {
-  const int64_t n_pieces = std::min(kProbePieces, options_.short_tokens * 4);
+  // A token is a byte at worst, and words have about six.
+  const int64_t n_fitting = target_.max_model_len > 0 ? target_.max_model_len / 8 : kProbePieces;
+  const int64_t n_pieces = std::clamp(n_fitting, PromptText::MinTokens(1), kProbePieces);
   Question question;
   question.prompt = prompts_.Make(n_pieces, 1);
   ScenarioReport report;

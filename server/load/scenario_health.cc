@@ -88,8 +88,10 @@ awaitable<void> RunHealthPolls(LoadRun& run, ScenarioReport& report) {
     co_return;
   }
   run.bar().Begin("health: an idle server", static_cast<double>(kIdleTime.count()));
-  // Words have six bytes on average; cut to size, and made before anything is measured.
-  std::string text = run.prompts().Make(options.body_bytes / 4, 1).text;
+  // A word has more than four bytes on average; cut to size, and made before anything is measured.
+  std::string text = run.ShortQuestion().prompt.text;
+  text += ' ';
+  text += run.prompts().Filler(options.body_bytes / 4);
   text.resize(std::min(text.size(), static_cast<size_t>(options.body_bytes)));
   const std::string body = CompletionBody(run.style(), text, 1, /*report_progress=*/false);
   Polls idle, loaded;
