@@ -19,7 +19,6 @@ class BoundArgs {
   bool Truthy(size_t i) const { return slots_[i] != nullptr && slots_[i]->Truthy(); }
   // What was given beyond the named parameters, where the signature ends in "*".
   const Args& rest() const { return *args_; }
-  size_t n_named() const { return slots_.size(); }
 
  private:
   friend absl::StatusOr<BoundArgs> Bind(std::string_view function, std::string_view signature,

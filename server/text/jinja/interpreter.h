@@ -102,7 +102,6 @@ class Interpreter {
     Scope* scope_;
   };
 
-  void SetGlobal(const Dict& variables, const std::string& name, int id);
   int IdOf(std::string_view name) const;
   const Value* Find(int id, const Scope* scope) const;
   static void Assign(Scope* scope, int id, Value value);

@@ -52,7 +52,7 @@ std::vector<std::string_view> SplitLines(std::string_view text, bool keep_ends);
 
 // Occurrences that do not overlap; of "": the places between characters.
 int64_t CountOccurrences(std::string_view text, std::string_view what);
-// n_occurrences: what CountOccurrences said; count -1: all.
+// The first `count` occurrences; -1: all.
 std::string Replace(std::string_view text, std::string_view from, std::string_view to,
                     int64_t count);
 
