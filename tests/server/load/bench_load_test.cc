@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -23,7 +24,6 @@ constexpr int64_t kLongBytes = 4000;  // tokens of this server are bytes
 
 // Long prompts take 60 ms and report progress, short ones 4 ms; all stop when cancelled.
 void Answers(const Request& request, StreamState& state) {
-  state.Emit(AcceptedEvent());
   const auto total = static_cast<int64_t>(request.prompt.size());
   if (total > 2000) {
     for (int i = 1; i <= 10 && !state.cancelled(); ++i) {
@@ -70,7 +70,7 @@ class BenchLoadTest : public testing::Test {
     auto engine = std::make_unique<FakeEngine>(std::move(script), max_model_len);
     engine_ = engine.get();
     session_ = Session::CreateWith(TestSessionConfig(), std::make_unique<ByteTokenizer>(),
-                                   ChatForm::kChatMl, std::move(engine));
+                                   FakeChat(), std::move(engine));
     HttpOptions http;
     http.host = "127.0.0.1";
     http.port = 0;
@@ -86,14 +86,15 @@ class BenchLoadTest : public testing::Test {
     options_.scenarios = std::move(scenarios);
     testing::internal::CaptureStdout();
     testing::internal::CaptureStderr();
+    std::remove(options_.json_path.c_str());
     const int exit = RunBenchLoad(options_);
     stdout_ = testing::internal::GetCapturedStdout();
     stderr_ = testing::internal::GetCapturedStderr();
     EXPECT_EQ(exit, expected_exit) << stdout_ << stderr_;
     std::ifstream file(options_.json_path);
     const json result = json::parse(file, nullptr, /*allow_exceptions=*/false);
-    EXPECT_TRUE(result.is_object());
-    return result.is_object() ? result["scenarios"] : json::object();
+    EXPECT_TRUE(result.contains("scenarios")) << stdout_ << stderr_;
+    return result.value("scenarios", json::object());
   }
 
   LoadOptions options_;
@@ -181,12 +182,11 @@ TEST_F(BenchLoadTest, StreamsCountEveryToken) {
 TEST_F(BenchLoadTest, RefusalsAreShownAndCounted) {
   std::atomic<int> n_requests{0};
   Start([&](const Request& request, StreamState& state) {
-    if (++n_requests % 3 != 0) return Answers(request, state);
-    DoneEvent done;
-    done.status = absl::ResourceExhaustedError("no room");
-    state.Emit(done);
+    if (++n_requests == 6) engine_->SetVerdict(absl::ResourceExhaustedError("no room"));
+    Answers(request, state);
   });
   const json streams = Run({"streams"}, /*expected_exit=*/1)["streams"];
+  ASSERT_TRUE(streams["failures"].contains("HTTP 429 rate_limit_exceeded")) << streams["failures"];
   EXPECT_GT(streams["failures"]["HTTP 429 rate_limit_exceeded"]["count"], 1);
   EXPECT_LT(streams["n_complete"], streams["n_requests"]);
   EXPECT_THAT(stdout_, HasSubstr("FAILED"));
