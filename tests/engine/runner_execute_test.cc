@@ -291,6 +291,7 @@ TEST_P(RunnerTest, CompletesTheConfig) {
   EXPECT_GT(plan.weight_bytes, 0);
   EXPECT_GT(plan.workspace_bytes, 0);
   EXPECT_EQ(plan.hidden_bytes, 4 * kEpoch * 32 * 4);
+  EXPECT_EQ(plan.layer_store_bytes, 0);
   EXPECT_EQ((*runner)->shape().n_parameters,
             2 * 64 * 32 + 32 + 2 * (2 * 32 + 2 * 64 * 32 + 2 * 32 * 32 + 3 * 24 * 32));
 
@@ -301,6 +302,48 @@ TEST_P(RunnerTest, CompletesTheConfig) {
   ASSERT_TRUE(LoadRunner(dir_.path(), testing::MakeBackend(GetParam()), half, &half_plan).ok());
   EXPECT_LT(half_plan.workspace_bytes, plan.workspace_bytes);
   EXPECT_LE(plan.workspace_bytes, 2 * half_plan.workspace_bytes);
+
+  // Layer by layer: the hidden state of a whole prompt.
+  half.prefill_order = PrefillOrder::kLayer;
+  ASSERT_TRUE(LoadRunner(dir_.path(), testing::MakeBackend(GetParam()), half, &half_plan).ok());
+  EXPECT_EQ(half_plan.layer_store_bytes, 4096 * 32 * 4);
+}
+
+TEST_P(RunnerTest, TheLayerStoreHoldsAWholePromptAndBorderStates) {
+  EngineConfig config = Config();
+  config.prefill_order = PrefillOrder::kLayer;
+  const auto executor = Load(config);
+  DrivenSequence expected = MakeSequence(prompt_, 0);
+  DrivenSequence s = MakeSequence(prompt_, 20);
+  expected.sparse = s.sparse = Sample(0.6f);
+  std::vector<SparseState> expected_borders;
+  std::vector<float> expected_logits;
+  for (int64_t begin = 0; begin < 1000; begin += kEpoch) {
+    const int64_t end = std::min<int64_t>(begin + kEpoch, 1000);
+    expected_logits = RunSlice(*executor, expected, SliceOf(expected, begin, end, 0, kLayers));
+    expected_borders.push_back(expected.state);
+  }
+
+  // All of it in one step.
+  std::vector<SparseState> borders(expected_borders.size());
+  for (SparseState& border : borders) border.alpha.resize(kLayers * kHeadCells);
+  StepPlan plan;
+  s.hidden_slot = static_cast<int32_t>(config.max_prefills);
+  for (int32_t layer = 0; layer < kLayers; ++layer) {
+    for (int64_t begin = 0; begin < 1000; begin += kEpoch) {
+      plan.prefill.push_back(
+          SliceOf(s, begin, std::min<int64_t>(begin + kEpoch, 1000), layer, layer + 1));
+      plan.prefill.back().border_state = &borders[begin / kEpoch];
+    }
+  }
+  const auto result = executor->Execute(plan);
+  ASSERT_TRUE(result.ok()) << result.status();
+  const auto logits = result->slices.back().logits;
+  EXPECT_EQ(std::vector<float>(logits.begin(), logits.end()), expected_logits);
+  for (size_t i = 0; i < borders.size(); ++i) {
+    EXPECT_EQ(borders[i].alpha, expected_borders[i].alpha) << i;
+  }
+  EXPECT_NE(borders.front().alpha, borders.back().alpha) << "else this would show nothing";
 }
 
 TEST_P(RunnerTest, TheDigestTellsModelsApart) {
@@ -334,6 +377,9 @@ TEST_P(RunnerTest, RefusesWhatCannotWork) {
   const auto too_large = status(Config(int64_t{1} << 48));
   EXPECT_EQ(too_large.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(too_large.message()), HasSubstr("GiB of this machine"));
+  EngineConfig by_layer = Config(int64_t{1} << 48);
+  by_layer.prefill_order = PrefillOrder::kLayer;
+  EXPECT_THAT(std::string(status(by_layer).message()), HasSubstr("layer by layer"));
   const auto too_small = status(Config(100));
   EXPECT_EQ(too_small.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(too_small.message()), HasSubstr("one page"));
