@@ -111,8 +111,8 @@ TEST(RequestLog, NeverHoldsText) {
     config.on_finished = LogRequest;
     auto engine = std::make_unique<FakeEngine>(Says("the secret answer"));
     FakeEngine* fake = engine.get();
-    const auto session = Session::CreateWith(config, std::make_unique<ByteTokenizer>(),
-                                             FakeChat(), std::move(engine));
+    const auto session = Session::CreateWith(config, std::make_unique<ByteTokenizer>(), FakeChat(),
+                                             std::move(engine));
     const auto run = [&](const api::GenerateRequest& request) {
       auto generation = session->Start(request, {});
       while (generation.ok()) {
