@@ -118,6 +118,9 @@ INSTANTIATE_TEST_SUITE_P(
         BadValue{"kv-cache-memory", "8X", "bytes"}, BadValue{"kv-cache-memory", "-8G", "bytes"},
         BadValue{"kv-cache-dtype", "fp8", "bfloat16"}, BadValue{"sparse-alpha", "nan", "number"},
         BadValue{"sparse-alpha", "1.5", "from 0 to 1"},
+        BadValue{"retry-keep-share", "1.1", "from 0 to 1"},
+        BadValue{"retry-keep-seconds", "-1", "seconds"},
+        BadValue{"max-num-queued-tokens", "0", "tokens"},
         BadValue{"sparse-mode", "magic", "streaming"},
         BadValue{"enable-prefix-caching", "maybe", "true or false"}));
 
@@ -151,9 +154,15 @@ TEST(ServerConfig, EngineConfig) {
   EXPECT_FALSE(config.ToEngineConfig().ok());  // no model
   config.model = "models/lookup/";
   config.slice_ms = 1.5;
+  config.retry_keep_s = 0.25;
+  config.retry_keep_share = 0.125;
+  config.max_num_queued_tokens = 7;
   const auto engine = config.ToEngineConfig();
   ASSERT_TRUE(engine.ok()) << engine.status();
   EXPECT_EQ(engine->slice_us, 1500);
+  EXPECT_EQ(engine->retry_keep_us, 250'000);
+  EXPECT_EQ(engine->retry_keep_share, 0.125);
+  EXPECT_EQ(engine->max_num_queued_tokens, 7);
   EXPECT_EQ(config.ServedModelName(), "lookup");
   config.sparse_window = 100;  // not a multiple of 64
   EXPECT_FALSE(config.ToEngineConfig().ok());
