@@ -44,7 +44,8 @@ struct Answer {
   int64_t prompt_tokens = -1;  // of usage; -1 = the server did not say
   int64_t cached_tokens = -1;
   int64_t output_tokens = -1;
-  std::string text;  // its beginning
+  std::string text;    // its beginning
+  bool right = false;  // complete, and begins with the code that was asked for
   std::vector<ProgressPoint> progress;
 };
 

@@ -22,6 +22,12 @@ absl::Status Refused(const std::string& path, const HttpHead& head, const std::s
   return head.status == 404 ? absl::NotFoundError(text) : absl::UnavailableError(text);
 }
 
+// A short answer may hold a part of the code, a long one goes on after it.
+bool IsCode(std::string_view text, std::string_view code) {
+  text.remove_prefix(std::min(text.find_first_not_of(" \n#"), text.size()));
+  return !text.empty() && text.substr(0, code.size()) == code.substr(0, text.size());
+}
+
 }  // namespace
 
 LoadRun::LoadRun(const LoadOptions& options, HttpClient client, uint64_t run_id)
@@ -159,6 +165,7 @@ awaitable<Answer> LoadRun::Ask(Question question) {
   const HttpOutcome outcome = co_await client_.Call(call, sink);
   Answer answer = reader.Finish(outcome);
   answer.begin_s = Seconds(begin);
+  answer.right = answer.complete && IsCode(answer.text, question.prompt.code);
   report_->failures.Add(answer);
   co_return answer;
 }
@@ -212,6 +219,15 @@ Samples Gaps(const std::vector<Answer>& answers) {
   Samples samples;
   for (const Answer& answer : answers) samples.Add(answer.gaps_s);
   return samples;
+}
+
+int64_t NumberRight(const std::vector<Answer>& answers) {
+  return std::count_if(answers.begin(), answers.end(), [](const Answer& a) { return a.right; });
+}
+
+std::string RightText(const std::vector<Answer>& answers) {
+  return fmt::format("{} of {} answers begin with the code that was asked for",
+                     NumberRight(answers), answers.size());
 }
 
 std::vector<std::string> QuantileCells(const Samples& seconds) {

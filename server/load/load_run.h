@@ -115,7 +115,10 @@ class LoadRun {
 Samples Ttfts(const std::vector<Answer>& answers);
 Samples Totals(const std::vector<Answer>& answers);
 Samples Gaps(const std::vector<Answer>& answers);
-// "1.2 s (n = 4)" is not for tables: one cell per quantile, "-" without samples.
+int64_t NumberRight(const std::vector<Answer>& answers);
+// "7 of 8 answers begin with the code that was asked for"
+std::string RightText(const std::vector<Answer>& answers);
+// n, p50, p90, p99 and maximum, as cells of a table.
 std::vector<std::string> QuantileCells(const Samples& seconds);
 
 }  // namespace longhaul::load

@@ -144,13 +144,15 @@ nlohmann::json WindowJson(const Window& window) {
     longs.push_back(
         {{"complete", answer.complete}, {"begin_s", answer.begin_s}, {"ttft_s", answer.ttft_s}});
   }
-  return {{"seconds", window.end_s - window.begin_s}, {"n_short", window.shorts.size()},
-          {"ttft_s", Ttfts(window.shorts).Json()},    {"itl_s", Gaps(window.shorts).Json()},
-          {"total_s", Totals(window.shorts).Json()},  {"longs", longs}};
+  return {{"seconds", window.end_s - window.begin_s},
+          {"n_short", window.shorts.size()},
+          {"n_right", NumberRight(window.shorts)},
+          {"ttft_s", Ttfts(window.shorts).Json()},
+          {"itl_s", Gaps(window.shorts).Json()},
+          {"total_s", Totals(window.shorts).Json()},
+          {"longs", longs}};
 }
 
-// Of complete answers, how many began with the code that stands in the prompt's text is not known
-// here: another model may have something else to say.
 void Summarise(LoadRun& run, ScenarioReport& report, double service_s, const Samples& alone,
                const Window& without, const Window& with) {
   const Samples before = Ttfts(without.shorts), beside = Ttfts(with.shorts),
@@ -177,6 +179,7 @@ void Summarise(LoadRun& run, ScenarioReport& report, double service_s, const Sam
       "service time of a short request {}; {:.1f} arrivals per second; they took {:.0f} % of the "
       "time",
       FormatDuration(service_s), run.options().utilisation / service_s, 100 * lost_share));
+  report.notes.push_back(RightText(with.shorts));
   if (beside.n() > 0 && before.n() > 0) {
     report.bounds.push_back(
         {"p99 TTFT with <= 3 x p99 without + slice [s]", beside.Quantile(0.99), limit_s});

@@ -58,10 +58,12 @@ awaitable<void> RunStreams(LoadRun& run, ScenarioReport& report) {
   report.notes.push_back(fmt::format("{} of {} requests complete in {}; {:.0f} tokens per second",
                                      n_complete, answers.size(), FormatDuration(elapsed_s),
                                      tokens_per_s));
+  report.notes.push_back(RightText(answers));
   report.json.update({{"streams", options.streams},
                       {"seconds", elapsed_s},
                       {"n_requests", answers.size()},
                       {"n_complete", n_complete},
+                      {"n_right", NumberRight(answers)},
                       {"tokens_per_s", tokens_per_s},
                       {"ttft_s", Ttfts(answers).Json()},
                       {"itl_s", Gaps(answers).Json()},

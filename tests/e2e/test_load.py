@@ -39,6 +39,7 @@ def test_mixed(server, tmp_path):
         ttft = report[window]["ttft_s"]
         assert ttft["n"] >= 5 and ttft["n"] == report[window]["n_short"]
         assert 0 < ttft["p50"] <= ttft["p90"] <= ttft["p99"] <= ttft["max"]
+        assert report[window]["n_right"] == ttft["n"], "a wrong answer under load"
         # 16 tokens, so 15 gaps; several tokens may arrive as one.
         assert report[window]["itl_s"]["n"] > 2 * ttft["n"]
     assert report["long_among_ttft_s"]["n"] >= 1
@@ -85,7 +86,7 @@ def test_health(server, tmp_path):
 
 def test_streams(server, tmp_path):
     report = scenario(server, tmp_path, "streams")
-    assert report["n_requests"] == report["n_complete"] >= 8
+    assert report["n_requests"] == report["n_complete"] == report["n_right"] >= 8
     assert report["tokens_per_s"] > 0
 
 
