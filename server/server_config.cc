@@ -324,6 +324,7 @@ absl::StatusOr<EngineConfig> ServerConfig::ToEngineConfig() const {
   engine.enable_prefix_caching = enable_prefix_caching;
   engine.retry_keep_us = static_cast<int64_t>(retry_keep_s * 1e6);
   engine.retry_keep_share = retry_keep_share;
+  engine.self_measure = self_measure;
   SparseOptions& sparse = engine.sparse;
   LH_ASSIGN_OR_RETURN(sparse.mode, ParseSparseMode(sparse_mode));
   sparse.alpha = static_cast<float>(sparse_alpha);

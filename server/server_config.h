@@ -34,6 +34,7 @@ struct ServerConfig {
   bool enable_prefix_caching = true;
   double retry_keep_s = 120;
   double retry_keep_share = 0.5;
+  bool self_measure = true;
   int64_t epoch_tokens = 4096;
   double slice_ms = 250;
   std::string prefill_order = "auto";
