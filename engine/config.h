@@ -24,7 +24,8 @@ struct EngineConfig {
   int64_t epoch_tokens = 4096;   // prefill grid; a multiple of 64; part of the prefix cache key
   int64_t slice_us = 250'000;    // time budget of one slice
   int64_t max_num_seqs = 64;     // sequences decoding or prefilling at once
-  int64_t max_prefills = 4;      // prompts prefilled in turn (each holds one epoch of hidden state)
+  int64_t max_prefills = 5;      // prompts prefilled in turn, one place kept for short
+                                 // ones; each holds one epoch of hidden state
   int64_t max_num_queued_reqs = 256;
   int64_t max_num_queued_tokens = int64_t{1} << 24;  // prompt tokens of waiting requests together
   int64_t retry_keep_us = 120'000'000;  // pages of a request that broke off are kept so long

@@ -119,7 +119,7 @@ const std::vector<FlagSpec>& FlagTable() {
        1,
        256,
        {},
-       "prompts prefilled in turn; each holds one epoch of hidden state"},
+       "prompts prefilled in turn, one place for short ones; each holds an epoch of hidden state"},
       {"enable-prefix-caching",
        kEngine,
        &C::enable_prefix_caching,

@@ -30,7 +30,7 @@ struct ServerConfig {
   int64_t max_num_seqs = 64;
   int64_t max_num_queued_reqs = 256;
   int64_t max_num_queued_tokens = int64_t{1} << 24;
-  int64_t max_prefills = 4;
+  int64_t max_prefills = 5;
   bool enable_prefix_caching = true;
   double retry_keep_s = 120;
   double retry_keep_share = 0.5;
