@@ -35,6 +35,18 @@ int32_t AddedTokens::LongestAt(std::string_view text, bool find_control) const {
   return longest;
 }
 
+namespace {
+
+bool StandsAlone(std::string_view text, size_t begin, size_t end) {
+  if (begin > 0) {
+    const char* p = text.data() + begin;
+    if (IsWordChar(DecodeUtf8(p - LastCharLength(p)).code_point)) return false;
+  }
+  return end == text.size() || !IsWordChar(DecodeUtf8(text.data() + end).code_point);
+}
+
+}  // namespace
+
 std::vector<AddedTokens::Match> AddedTokens::Find(std::string_view text, bool find_control,
                                                   const CharClasses& classes) const {
   std::vector<Match> matches;
@@ -52,6 +64,10 @@ std::vector<AddedTokens::Match> AddedTokens::Find(std::string_view text, bool fi
     }
     const AddedToken& token = tokens_[index];
     size_t begin = i, end = i + token.content.size();
+    if (token.single_word && !StandsAlone(text, begin, end)) {
+      i = end;
+      continue;
+    }
     while (token.lstrip && begin > done) {
       const size_t before = begin - LastCharLength(text.data() + begin);
       if (!is_space(text.data() + before)) break;

@@ -19,9 +19,10 @@ struct AddedToken {
   bool special = false;  // skipped in decoded text
   bool control =
       false;  // not found in a user's text; special, or by its form or use a control token
-  bool lstrip = false;      // takes the whitespace before it
-  bool rstrip = false;      // takes the whitespace after it
-  bool normalized = false;  // looked for in the normalized text
+  bool lstrip = false;       // takes the whitespace before it
+  bool rstrip = false;       // takes the whitespace after it
+  bool normalized = false;   // looked for in the normalized text
+  bool single_word = false;  // not inside a word
 };
 
 class AddedTokens {

@@ -9,18 +9,6 @@ namespace {
 constexpr size_t kParallelText_bytes = 64 << 10;
 constexpr size_t kPiecesPerTask = 8192;
 
-void ReplaceAll(std::string_view text, std::string_view from, std::string_view to,
-                std::string* out) {
-  out->reserve(text.size() + text.size() / 4);
-  for (;;) {
-    const size_t at = text.find(from);
-    out->append(text.substr(0, at));
-    if (at == std::string_view::npos) return;
-    out->append(to);
-    text.remove_prefix(at + from.size());
-  }
-}
-
 }  // namespace
 
 HfTokenizer::HfTokenizer(HfTokenizerSpec spec, int n_threads)
@@ -36,7 +24,7 @@ HfTokenizer::HfTokenizer(HfTokenizerSpec spec, int n_threads)
 absl::StatusOr<std::vector<int32_t>> HfTokenizer::Encode(std::string_view text, bool add_bos,
                                                          SpecialTokens special) const {
   std::vector<int32_t> ids;
-  if (add_bos && spec_.add_bos) ids.push_back(spec_.bos_id);
+  if (add_bos) ids = spec_.prefix_ids;
   LH_RETURN_IF_ERROR(EncodeText(text, special == SpecialTokens::kParse, &ids));
   return ids;
 }
@@ -58,7 +46,7 @@ absl::Status HfTokenizer::EncodeBetweenTokens(std::string_view text, bool at_sta
                                               bool find_control, std::vector<int32_t>* ids) const {
   if (text.empty()) return absl::OkStatus();
   std::string buffer;
-  LH_ASSIGN_OR_RETURN(text, Normalize(text, &buffer));
+  LH_ASSIGN_OR_RETURN(text, Normalize(spec_.normalizer, classes_, text, &buffer));
   size_t done = 0;
   for (const AddedTokens::Match& match : normalized_added_.Find(text, find_control, classes_)) {
     LH_RETURN_IF_ERROR(
@@ -67,31 +55,6 @@ absl::Status HfTokenizer::EncodeBetweenTokens(std::string_view text, bool at_sta
     done = match.end;
   }
   return EncodeNormalized(text.substr(done), at_start && done == 0, ids);
-}
-
-// The result lies in `text` or in `buffer`.
-absl::StatusOr<std::string_view> HfTokenizer::Normalize(std::string_view text,
-                                                        std::string* buffer) const {
-  for (const NormalizerStep& step : spec_.normalizer) {
-    std::string result;
-    switch (step.kind) {
-      case NormalizerStep::kNfc: {
-        LH_ASSIGN_OR_RETURN(std::optional<std::string> nfc, NormalizeNfc(text));
-        if (!nfc) continue;
-        result = *std::move(nfc);
-        break;
-      }
-      case NormalizerStep::kPrepend:
-        result.append(step.to).append(text);
-        break;
-      case NormalizerStep::kReplace:
-        ReplaceAll(text, step.from, step.to, &result);
-        break;
-    }
-    *buffer = std::move(result);
-    text = *buffer;
-  }
-  return text;
 }
 
 // What a pre-tokenizer changes in the text before it cuts.

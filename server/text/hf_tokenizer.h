@@ -13,18 +13,12 @@
 #include "kernels/base/thread_pool.h"
 #include "server/text/added_tokens.h"
 #include "server/text/bpe.h"
+#include "server/text/normalizer.h"
 #include "server/text/pretokenizer.h"
 #include "server/text/special_config.h"
 #include "server/text/tokenizer.h"
 
 namespace longhaul {
-
-// One step of "normalizer".
-struct NormalizerStep {
-  enum Kind : uint8_t { kNfc, kPrepend, kReplace } kind;
-  std::string from;  // kReplace
-  std::string to;    // kReplace; the prefix of kPrepend
-};
 
 // pre_tokenizer "Metaspace": spaces become a mark, which is also put before a text.
 struct Metaspace {
@@ -46,7 +40,7 @@ struct HfTokenizerSpec {
   std::vector<std::string> token_names;  // by id; control and added tokens only
   std::vector<AddedToken> added;
   bool drops_first_space = false;
-  bool add_bos = false;
+  std::vector<int32_t> prefix_ids;  // before a prompt: bos, and what else the template puts there
   int32_t bos_id = -1;
   std::vector<int32_t> eos_ids;
 };
@@ -77,7 +71,6 @@ class HfTokenizer : public Tokenizer {
                                    std::vector<int32_t>* ids) const;
   absl::Status EncodeNormalized(std::string_view text, bool at_start,
                                 std::vector<int32_t>* ids) const;
-  absl::StatusOr<std::string_view> Normalize(std::string_view text, std::string* buffer) const;
   std::string_view AddPrefixes(std::string_view text, bool at_start, std::string* buffer) const;
   void EncodePieces(std::string_view text, const std::vector<uint32_t>& ends,
                     std::vector<int32_t>* ids) const;

@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cctype>
 #include <nlohmann/json.hpp>
 
 #include "server/text/detokenizer.h"
@@ -16,6 +17,7 @@ using nlohmann::json;
 
 constexpr size_t kMaxMerges = 1 << 22;
 constexpr size_t kMaxSteps = 16;                        // of a normalizer or pre-tokenizer Sequence
+constexpr size_t kMaxPrefix = 16;                       // tokens of a template before the text
 constexpr std::string_view kWordMark = "\xE2\x96\x81";  // U+2581, sentencepiece's space
 
 using VocabIds = absl::flat_hash_map<std::string_view, int32_t>;
@@ -97,6 +99,24 @@ absl::Status Unsupported(const JsonFields& fields, std::string_view key, std::st
   return absl::UnimplementedError(std::string(fields.Error(key, what).message()));
 }
 
+std::optional<SplitBehavior> BehaviorOf(std::string_view name) {
+  if (name == "Isolated") return SplitBehavior::kIsolated;
+  if (name == "MergedWithPrevious") return SplitBehavior::kMergedWithPrevious;
+  if (name == "MergedWithNext") return SplitBehavior::kMergedWithNext;
+  if (name == "Contiguous") return SplitBehavior::kContiguous;
+  return std::nullopt;
+}
+
+// A pattern that matches `literal` and nothing else.
+std::string EscapedLiteral(std::string_view literal) {
+  std::string pattern;
+  for (const char c : literal) {
+    if (std::ispunct(static_cast<unsigned char>(c))) pattern.push_back('\\');
+    pattern.push_back(c);
+  }
+  return pattern;
+}
+
 template <typename ReadStep>
 absl::Status Reader::ForEachStep(const char* key, const char* list, ReadStep read) {
   LH_ASSIGN_OR_RETURN(const json* component, root_.Object(key));
@@ -121,14 +141,30 @@ absl::Status Reader::ReadNormalizer() {
 
 absl::Status Reader::ReadNormalizerStep(const JsonFields& fields) {
   const std::string type = TypeOf(fields);
-  if (type == "NFC") {
-    spec_.normalizer.push_back({NormalizerStep::kNfc, "", ""});
+  for (const auto& [name, form] : {std::pair<std::string_view, NormalForm>{"NFC", NormalForm::kNfc},
+                                   {"NFD", NormalForm::kNfd},
+                                   {"NFKC", NormalForm::kNfkc},
+                                   {"NFKD", NormalForm::kNfkd}}) {
+    if (type != name) continue;
+    spec_.normalizer.push_back({.kind = NormalizerStep::kForm, .form = form});
+    return absl::OkStatus();
+  }
+  if (type == "Lowercase") {
+    spec_.normalizer.push_back({.kind = NormalizerStep::kLowercase});
+    return absl::OkStatus();
+  }
+  if (type == "Strip") {
+    LH_ASSIGN_OR_RETURN(const std::optional<bool> left, fields.Bool("strip_left"));
+    LH_ASSIGN_OR_RETURN(const std::optional<bool> right, fields.Bool("strip_right"));
+    spec_.normalizer.push_back({.kind = NormalizerStep::kStrip,
+                                .strip_left = left.value_or(true),
+                                .strip_right = right.value_or(true)});
     return absl::OkStatus();
   }
   if (type == "Prepend") {
     LH_ASSIGN_OR_RETURN(const std::optional<std::string> text, fields.String("prepend"));
     if (!text || text->size() > kMaxToken_bytes) return fields.Error("prepend", "must be a string");
-    spec_.normalizer.push_back({NormalizerStep::kPrepend, "", *text});
+    spec_.normalizer.push_back({.kind = NormalizerStep::kPrepend, .to = *text});
     if (*text == kWordMark) prepends_mark_ = true;
     return absl::OkStatus();
   }
@@ -143,13 +179,14 @@ absl::Status Reader::ReadNormalizerStep(const JsonFields& fields) {
     if (from->empty() || to->size() > 3 * from->size()) {
       return Unsupported(fields, "content", "must be at most three times as long as the pattern");
     }
-    spec_.normalizer.push_back({NormalizerStep::kReplace, *from, *to});
+    spec_.normalizer.push_back({.kind = NormalizerStep::kReplace, .from = *from, .to = *to});
     return absl::OkStatus();
   }
-  return Unsupported(fields, "type",
-                     fmt::format("normalizer \"{}\" is not supported; supported are NFC, Prepend, "
-                                 "Replace and Sequence",
-                                 type));
+  return Unsupported(
+      fields, "type",
+      fmt::format("normalizer \"{}\" is not supported; supported are NFC, NFD, NFKC, "
+                  "NFKD, Lowercase, Strip, Prepend, Replace and Sequence",
+                  type));
 }
 
 absl::Status Reader::ReadPreTokenizer() {
@@ -195,18 +232,22 @@ absl::Status Reader::ReadSplit(const JsonFields& fields) {
   LH_ASSIGN_OR_RETURN(const std::optional<std::string> literal, inner.String("String"));
   LH_ASSIGN_OR_RETURN(const std::optional<std::string> behavior, fields.String("behavior"));
   if (!regex && !literal) return inner.Error("", "needs Regex or String");
-  if (behavior != "Isolated") {
-    return Unsupported(
-        fields, "behavior",
-        fmt::format("\"{}\" is not supported, only \"Isolated\" is", behavior.value_or("")));
+  LH_ASSIGN_OR_RETURN(const std::optional<bool> invert, fields.Bool("invert"));
+  const std::optional<SplitBehavior> known = BehaviorOf(behavior.value_or(""));
+  if (!known) {
+    return Unsupported(fields, "behavior",
+                       fmt::format("\"{}\" is not supported; supported are Isolated, Contiguous, "
+                                   "MergedWithPrevious and MergedWithNext",
+                                   behavior.value_or("")));
   }
-  if (!regex) {
-    if (literal->find("\\E") != std::string::npos) {
-      return Unsupported(inner, "String", "contains \\E");
-    }
-    regex = "\\Q" + *literal + "\\E";
+  const bool is_merged =
+      known == SplitBehavior::kMergedWithPrevious || known == SplitBehavior::kMergedWithNext;
+  if (invert.value_or(false) && is_merged) {
+    return Unsupported(fields, "invert",
+                       fmt::format("true is not supported with \"{}\"", *behavior));
   }
-  const absl::Status status = spec_.pretokenizer.AddPattern(*regex);
+  if (!regex) regex = EscapedLiteral(*literal);
+  const absl::Status status = spec_.pretokenizer.AddPattern(*regex, *known);
   if (status.ok()) return status;
   return Unsupported(inner, "Regex", std::string(status.message()));
 }
@@ -408,22 +449,18 @@ absl::StatusOr<AddedToken> Reader::ReadAddedToken(const JsonFields& entry) {
   AddedToken token;
   token.content = *std::move(content);
   token.id = *id;
-  bool single_word = false;
   for (const auto& [key, flag] : {std::pair<const char*, bool*>{"special", &token.special},
                                   {"lstrip", &token.lstrip},
                                   {"rstrip", &token.rstrip},
                                   {"normalized", &token.normalized},
-                                  {"single_word", &single_word}}) {
+                                  {"single_word", &token.single_word}}) {
     LH_ASSIGN_OR_RETURN(const std::optional<bool> value, entry.Bool(key));
     *flag = value.value_or(false);
-  }
-  if (single_word) {
-    return Unsupported(entry, "single_word", fmt::format("true (\"{}\")", token.content));
   }
   // After Prepend and Replace a token's own text would have to be changed too; Hugging Face's
   // converters set normalized there without meaning it.
   for (const NormalizerStep& step : spec_.normalizer) {
-    if (step.kind != NormalizerStep::kNfc) token.normalized = false;
+    if (step.kind != NormalizerStep::kForm) token.normalized = false;
   }
   return token;
 }
@@ -455,9 +492,12 @@ absl::Status Reader::ReadTemplate(const JsonFields& fields) {
     if (id < 0) {
       return fields.Error("single", fmt::format("token \"{}\" does not exist", name.value_or("")));
     }
-    if (spec_.add_bos) return Unsupported(fields, "single", "two tokens before the text");
-    spec_.add_bos = true;
-    spec_.bos_id = id;
+    if (spec_.prefix_ids.size() == kMaxPrefix) {
+      return fields.Error("single",
+                          fmt::format("has more than {} tokens before the text", kMaxPrefix));
+    }
+    if (spec_.prefix_ids.empty()) spec_.bos_id = id;
+    spec_.prefix_ids.push_back(id);
   }
   return absl::OkStatus();
 }
@@ -471,14 +511,16 @@ int32_t Reader::IdOf(const std::string& token) const {
 }
 
 absl::Status Reader::FindBosAndEos() {
-  if (!spec_.add_bos) {  // else the template has said which
+  if (spec_.prefix_ids.empty()) {  // else the template has said which
     if (config_.bos_token) spec_.bos_id = IdOf(*config_.bos_token);
     if (spec_.bos_id < 0 && !config_.bos_token && config_.bos_id &&
         static_cast<size_t>(*config_.bos_id) < spec_.token_bytes.size()) {
       spec_.bos_id = *config_.bos_id;
     }
     const bool has_post_processor = root_.Find("post_processor") != nullptr;
-    spec_.add_bos = !has_post_processor && config_.add_bos.value_or(false) && spec_.bos_id >= 0;
+    if (!has_post_processor && config_.add_bos.value_or(false) && spec_.bos_id >= 0) {
+      spec_.prefix_ids = {spec_.bos_id};
+    }
   }
   spec_.eos_ids = config_.eos_ids;
   if (config_.eos_token) {

@@ -110,9 +110,11 @@ class Walker {
 
 }  // namespace
 
-absl::Status PreTokenizer::AddPattern(const std::string& pattern) {
+absl::Status PreTokenizer::AddPattern(const std::string& pattern, SplitBehavior behavior) {
   Step step{Matcher::kRegex, nullptr};
-  if (pattern == kGpt2Pattern) {
+  if (behavior != SplitBehavior::kIsolated) {
+    LH_ASSIGN_OR_RETURN(step.regex, RegexSplitter::Compile(pattern, behavior));
+  } else if (pattern == kGpt2Pattern) {
     step.matcher = Matcher::kGpt2;
   } else if (pattern == kLlama3Pattern) {
     step.matcher = Matcher::kLlama3;

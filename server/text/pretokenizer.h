@@ -27,9 +27,10 @@ class PreTokenizer {
  public:
   PreTokenizer() = default;
 
-  // Adds a step that cuts every piece of the steps before it at the matches of `pattern`: matches
-  // and what lies between them become pieces. Unimplemented when PCRE2 cannot compile it.
-  absl::Status AddPattern(const std::string& pattern);
+  // Adds a step that cuts every piece of the steps before it at the matches of `pattern`.
+  // Unimplemented when PCRE2 cannot compile it.
+  absl::Status AddPattern(const std::string& pattern,
+                          SplitBehavior behavior = SplitBehavior::kIsolated);
 
   // Cuts `text` (valid UTF-8, below 2 GiB) and appends the end offset of every piece to `ends`; no
   // piece is empty. Without steps the text is one piece. Fails only when a pattern from the file

@@ -16,6 +16,58 @@ std::string ErrorText(int code) {
   return reinterpret_cast<const char*>(buffer);
 }
 
+// A backslash and `c` outside and inside a class, where PCRE2 and Oniguruma differ: PCRE2 counts
+// U+180E as space and no combining mark as word, and \h is a hexadecimal digit to Oniguruma. Empty:
+// the same in both.
+std::string_view Translated(char c, bool in_class) {
+  switch (c) {
+    case 's':
+      return in_class ? R"(\t-\r\u0085\p{Z})" : R"([\t-\r\u0085\p{Z}])";
+    case 'S':
+      return in_class ? "" : R"([^\t-\r\u0085\p{Z}])";
+    case 'w':
+      return in_class ? R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})"
+                      : R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}])";
+    case 'W':
+      return in_class ? "" : R"([^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}])";
+    case 'h':
+      return in_class ? "0-9a-fA-F" : "[0-9a-fA-F]";
+    case 'H':
+      return in_class ? "" : "[^0-9a-fA-F]";
+    default:
+      return "";
+  }
+}
+
+// An Oniguruma pattern in PCRE2's language.
+absl::StatusOr<std::string> ForPcre2(std::string_view pattern) {
+  std::string result;
+  bool in_class = false;
+  size_t class_begin = 0;  // where its first member may stand
+  for (size_t i = 0; i < pattern.size(); ++i) {
+    const char c = pattern[i];
+    if (c == '\\' && i + 1 < pattern.size()) {
+      const std::string_view escape = pattern.substr(i++, 2);
+      const std::string_view translated = Translated(escape[1], in_class);
+      result.append(translated.empty() ? escape : translated);
+      continue;
+    }
+    result.push_back(c);
+    if (!in_class && c == '[') {
+      in_class = true;
+      class_begin = pattern.substr(i + 1).starts_with('^') ? i + 2 : i + 1;
+    } else if (in_class && c == ']' && i != class_begin) {
+      in_class = false;
+    } else if (in_class && (c == '[' || pattern.substr(i).starts_with("&&"))) {
+      return absl::UnimplementedError(
+          fmt::format("the pattern {} has a set inside a set at offset {}; write it as one set "
+                      "(a '[' that is meant literally as \\[)",
+                      pattern, i));
+    }
+  }
+  return result;
+}
+
 template <auto kFree>
 struct Deleter {
   template <typename T>
@@ -25,7 +77,31 @@ struct Deleter {
 };
 using MatchData = std::unique_ptr<pcre2_match_data, Deleter<pcre2_match_data_free>>;
 using MatchContext = std::unique_ptr<pcre2_match_context, Deleter<pcre2_match_context_free>>;
+using CompileContext = std::unique_ptr<pcre2_compile_context, Deleter<pcre2_compile_context_free>>;
 using JitStack = std::unique_ptr<pcre2_jit_stack, Deleter<pcre2_jit_stack_free>>;
+
+// The ends that come with the beginning of a match at `match_begin`, the one before it having ended
+// at `done`, which is `piece_begin` for the first.
+void AppendMatch(SplitBehavior behavior, uint32_t done, uint32_t match_begin, uint32_t piece_begin,
+                 std::vector<uint32_t>* ends) {
+  switch (behavior) {
+    case SplitBehavior::kIsolated:
+      if (match_begin > done) ends->push_back(match_begin);
+      break;
+    case SplitBehavior::kMergedWithPrevious:
+      break;
+    case SplitBehavior::kMergedWithNext:
+      if (match_begin > piece_begin) ends->push_back(match_begin);
+      break;
+    case SplitBehavior::kContiguous:
+      if (match_begin > done) {
+        ends->push_back(match_begin);
+      } else if (done > piece_begin) {
+        ends->pop_back();  // one piece with the match before
+      }
+      break;
+  }
+}
 
 }  // namespace
 
@@ -33,29 +109,35 @@ struct RegexSplitter::Code {
   std::unique_ptr<pcre2_code, Deleter<pcre2_code_free>> pattern;
 };
 
-RegexSplitter::RegexSplitter(std::string pattern, std::unique_ptr<Code> code)
-    : pattern_(std::move(pattern)), code_(std::move(code)) {}
+RegexSplitter::RegexSplitter(std::string pattern, SplitBehavior behavior,
+                             std::unique_ptr<Code> code)
+    : pattern_(std::move(pattern)), behavior_(behavior), code_(std::move(code)) {}
 RegexSplitter::~RegexSplitter() = default;
 
-absl::StatusOr<std::unique_ptr<RegexSplitter>> RegexSplitter::Compile(const std::string& pattern) {
+absl::StatusOr<std::unique_ptr<RegexSplitter>> RegexSplitter::Compile(const std::string& pattern,
+                                                                      SplitBehavior behavior) {
   if (pattern.size() > kMaxPattern_bytes) {
     return absl::UnimplementedError(fmt::format("a pattern of {} bytes, at most {} are accepted",
                                                 pattern.size(), kMaxPattern_bytes));
   }
-  int error = 0;
+  LH_ASSIGN_OR_RETURN(const std::string translated, ForPcre2(pattern));
+  const CompileContext context(pcre2_compile_context_create(nullptr));
+  if (context == nullptr) return absl::ResourceExhaustedError("no memory for a pattern");
+  int error = pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
   PCRE2_SIZE offset = 0;
-  // ALT_BSUX: Oniguruma's \uHHHH.
-  constexpr uint32_t kOptions = PCRE2_UTF | PCRE2_UCP | PCRE2_ALT_BSUX | PCRE2_NEVER_BACKSLASH_C;
+  // Oniguruma's \uHHHH, and its ^ and $, which match at every line.
+  constexpr uint32_t kOptions =
+      PCRE2_UTF | PCRE2_UCP | PCRE2_ALT_BSUX | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C;
   auto code = std::make_unique<Code>();
-  code->pattern.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                                    kOptions, &error, &offset, nullptr));
+  code->pattern.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()),
+                                    translated.size(), kOptions, &error, &offset, context.get()));
   if (code->pattern == nullptr) {
     return absl::UnimplementedError(fmt::format("the pattern {} does not compile: {} at offset {}",
                                                 pattern, ErrorText(error), offset));
   }
   // Without JIT (a hardened kernel may forbid it) pcre2_match interprets: slower, same result.
   pcre2_jit_compile(code->pattern.get(), PCRE2_JIT_COMPLETE);
-  return std::unique_ptr<RegexSplitter>(new RegexSplitter(pattern, std::move(code)));
+  return std::unique_ptr<RegexSplitter>(new RegexSplitter(pattern, behavior, std::move(code)));
 }
 
 absl::Status RegexSplitter::Split(std::string_view text, const std::vector<uint32_t>& pieces,
@@ -86,11 +168,14 @@ absl::Status RegexSplitter::Split(std::string_view text, const std::vector<uint3
         return absl::InvalidArgumentError(
             fmt::format("the tokenizer's pattern {} matches backwards", pattern_));
       }
-      if (range[0] > done) ends->push_back(piece_begin + static_cast<uint32_t>(range[0]));
-      ends->push_back(piece_begin + static_cast<uint32_t>(range[1]));
+      AppendMatch(behavior_, piece_begin + static_cast<uint32_t>(done),
+                  piece_begin + static_cast<uint32_t>(range[0]), piece_begin, ends);
       done = range[1];
+      if (behavior_ != SplitBehavior::kMergedWithNext) {
+        ends->push_back(piece_begin + static_cast<uint32_t>(done));
+      }
     }
-    if (done < piece.size()) ends->push_back(piece_end);
+    if (ends->empty() || ends->back() != piece_end) ends->push_back(piece_end);
     piece_begin = piece_end;
   }
   return absl::OkStatus();

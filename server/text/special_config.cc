@@ -84,6 +84,30 @@ absl::Status ReadAddedTokensDecoder(const JsonFields& fields, SpecialConfig* con
   return absl::OkStatus();
 }
 
+// added_tokens.json of older folders: {"<|im_end|>": 7}. tokenizer_config.json, which says more
+// about a token, goes first.
+absl::Status ReadAddedTokensFile(const std::string& path, const json& file, SpecialConfig* config) {
+  const JsonFields fields(path, "", &file);
+  for (const auto& [content, value] : file.items()) {
+    const std::optional<int32_t> id = AsTokenId(value);
+    if (!id || *id >= kMaxVocab) {
+      return fields.Error(content, fmt::format("is not a token id below {}", kMaxVocab));
+    }
+    if (content.empty() || content.size() > kMaxToken_bytes) {
+      return fields.Error(
+          "", fmt::format("id {} needs a token of 1 to {} bytes", *id, kMaxToken_bytes));
+    }
+    const bool known = std::any_of(config->added_tokens.begin(), config->added_tokens.end(),
+                                   [id](const AddedToken& token) { return token.id == *id; });
+    if (known) continue;
+    AddedToken token;
+    token.content = content;
+    token.id = *id;
+    config->added_tokens.push_back(std::move(token));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<SpecialConfig> ReadSpecialConfig(const std::string& model_dir) {
@@ -97,6 +121,9 @@ absl::StatusOr<SpecialConfig> ReadSpecialConfig(const std::string& model_dir) {
     LH_ASSIGN_OR_RETURN(config.add_bos, fields.Bool("add_bos_token"));
     LH_RETURN_IF_ERROR(ReadAddedTokensDecoder(fields, &config));
   }
+  const std::string added_path = model_dir + "/added_tokens.json";
+  LH_ASSIGN_OR_RETURN(const std::optional<json> added, ReadOptional(added_path));
+  if (added) LH_RETURN_IF_ERROR(ReadAddedTokensFile(added_path, *added, &config));
   for (const char* name : {"/generation_config.json", "/config.json"}) {
     const std::string path = model_dir + name;
     LH_ASSIGN_OR_RETURN(const std::optional<json> value, ReadOptional(path));

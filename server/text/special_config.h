@@ -1,5 +1,6 @@
 // What the files beside the tokenizer say about special tokens: tokenizer_config.json,
-// generation_config.json and config.json. Plain values, read once while a tokenizer loads.
+// added_tokens.json, generation_config.json and config.json. Plain values, read once while a
+// tokenizer loads.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,7 @@ struct SpecialConfig {
   std::optional<int32_t> bos_id;         // by id, from generation_config.json or config.json
   std::vector<int32_t> eos_ids;          // by id, from both, without duplicates
   std::optional<bool> add_bos;           // add_bos_token
-  std::vector<AddedToken> added_tokens;  // added_tokens_decoder
+  std::vector<AddedToken> added_tokens;  // added_tokens_decoder and added_tokens.json
 };
 
 // Files that are missing say nothing; files that are wrong are errors.

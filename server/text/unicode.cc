@@ -40,27 +40,92 @@ CharClasses::CharClasses() : table_(0x110000, 0) {
   }
 }
 
-absl::StatusOr<std::optional<std::string>> NormalizeNfc(std::string_view text) {
+namespace {
+
+const icu::Normalizer2* Normalizer(NormalForm form, UErrorCode* error) {
+  switch (form) {
+    case NormalForm::kNfc:
+      return icu::Normalizer2::getNFCInstance(*error);
+    case NormalForm::kNfd:
+      return icu::Normalizer2::getNFDInstance(*error);
+    case NormalForm::kNfkc:
+      return icu::Normalizer2::getNFKCInstance(*error);
+    case NormalForm::kNfkd:
+      return icu::Normalizer2::getNFKDInstance(*error);
+  }
+  return nullptr;
+}
+
+// Stops storing at the limit: compatibility forms may be eleven times as long as their text.
+class LimitedSink : public icu::ByteSink {
+ public:
+  LimitedSink(std::string* out, size_t max_bytes) : out_(out), max_bytes_(max_bytes) {}
+  void Append(const char* bytes, int32_t n) override {
+    full_ = full_ || static_cast<size_t>(n) > max_bytes_ - out_->size();
+    if (!full_) out_->append(bytes, n);
+  }
+  bool full() const { return full_; }
+
+ private:
+  std::string* out_;
+  size_t max_bytes_;
+  bool full_ = false;
+};
+
+}  // namespace
+
+absl::StatusOr<std::optional<std::string>> ToNormalForm(NormalForm form, std::string_view text,
+                                                        size_t max_bytes) {
   // Below U+0300 nothing composes, and no lead byte under 0xCC reaches it.
-  const bool plain = std::none_of(text.begin(), text.end(),
-                                  [](char c) { return static_cast<uint8_t>(c) >= 0xCC; });
+  const uint8_t plain_below = form == NormalForm::kNfc ? 0xCC : 0x80;
+  const bool plain = std::none_of(text.begin(), text.end(), [plain_below](char c) {
+    return static_cast<uint8_t>(c) >= plain_below;
+  });
   if (plain) return std::nullopt;
   UErrorCode error = U_ZERO_ERROR;
-  const icu::Normalizer2* nfc = icu::Normalizer2::getNFCInstance(error);
+  const icu::Normalizer2* normalizer = Normalizer(form, &error);
   if (U_FAILURE(error)) {
-    return absl::InternalError(fmt::format("ICU has no NFC data: {}", u_errorName(error)));
+    return absl::InternalError(
+        fmt::format("ICU has no data for normal forms: {}", u_errorName(error)));
   }
   const icu::StringPiece source(text.data(), static_cast<int32_t>(text.size()));
-  if (nfc->isNormalizedUTF8(source, error) && U_SUCCESS(error)) return std::nullopt;
+  if (normalizer->isNormalizedUTF8(source, error) && U_SUCCESS(error)) return std::nullopt;
   std::string result;
   result.reserve(text.size());
-  icu::StringByteSink<std::string> sink(&result);
+  LimitedSink sink(&result, max_bytes);
   error = U_ZERO_ERROR;
-  nfc->normalizeUTF8(0, source, sink, nullptr, error);
+  normalizer->normalizeUTF8(0, source, sink, nullptr, error);
   if (U_FAILURE(error)) {
-    return absl::InternalError(fmt::format("NFC of {} bytes: {}", text.size(), u_errorName(error)));
+    return absl::InternalError(
+        fmt::format("normal form of {} bytes: {}", text.size(), u_errorName(error)));
+  }
+  if (sink.full()) {
+    return absl::InvalidArgumentError(
+        fmt::format("a text of {} bytes has more than {} when normalized; send a shorter one",
+                    text.size(), max_bytes));
   }
   return result;
+}
+
+std::string ToLower(std::string_view text) {
+  std::string result;
+  result.reserve(text.size());
+  for (size_t i = 0; i < text.size();) {
+    const Utf8Char c = DecodeUtf8(text.data() + i);
+    if (c.code_point == 0x130) {
+      result.append("i\u0307");  // the only one that becomes two
+    } else {
+      AppendUtf8(static_cast<uint32_t>(u_tolower(static_cast<UChar32>(c.code_point))), &result);
+    }
+    i += c.length;
+  }
+  return result;
+}
+
+bool IsWordChar(uint32_t code_point) {
+  const auto c = static_cast<UChar32>(code_point);
+  return u_isUAlphabetic(c) || u_hasBinaryProperty(c, UCHAR_JOIN_CONTROL) ||
+         (U_GET_GC_MASK(c) & (U_GC_M_MASK | U_GC_ND_MASK | U_GC_PC_MASK)) != 0;
 }
 
 }  // namespace longhaul

@@ -1,5 +1,6 @@
 // What the tokenizers need to know about Unicode: decoding of valid UTF-8, the three classes that
-// pre-tokenizers ask for, and NFC. Thread-safe; does not check its input (see FindInvalidUtf8).
+// pre-tokenizers ask for, and normal forms. Thread-safe; does not check its input (see
+// FindInvalidUtf8).
 #pragma once
 
 #include <cstdint>
@@ -51,7 +52,16 @@ class CharClasses {
   std::vector<uint8_t> table_;
 };
 
-// NFC of `text`, or nullopt when it already is in that form (the usual case, found by one scan).
-absl::StatusOr<std::optional<std::string>> NormalizeNfc(std::string_view text);
+enum class NormalForm : uint8_t { kNfc, kNfd, kNfkc, kNfkd };
+// `text` in that form, or nullopt when it already is (the usual case, found by one scan).
+// InvalidArgument when it would be longer than max_bytes.
+absl::StatusOr<std::optional<std::string>> ToNormalForm(NormalForm form, std::string_view text,
+                                                        size_t max_bytes);
+
+// Every character in lower case by itself: no language, no context.
+std::string ToLower(std::string_view text);
+
+// Whether a word goes on with this character: letters, marks, digits, connectors, joiners.
+bool IsWordChar(uint32_t code_point);
 
 }  // namespace longhaul

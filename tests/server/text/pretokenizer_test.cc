@@ -38,6 +38,38 @@ TEST(PreTokenizerTest, PiecesAreNeverEmptyAndCoverTheText) {
   EXPECT_EQ(Split(PreTokenizer(), "a b"), std::vector<uint32_t>{3});
 }
 
+TEST(PreTokenizerTest, PatternsMeanWhatOnigurumaReads) {
+  const auto split = [](const char* pattern, std::string_view text) {
+    PreTokenizer pretokenizer;
+    EXPECT_TRUE(pretokenizer.AddPattern(pattern).ok()) << pattern;
+    return Split(pretokenizer, text);
+  };
+  using Ends = std::vector<uint32_t>;
+  EXPECT_EQ(split("x$", "ax\nbx\rcx"), (Ends{1, 2, 7, 8}));
+  EXPECT_EQ(split("^a", "aab\naa"), (Ends{1, 4, 5, 6}));
+  EXPECT_EQ(split("\\s+", "a\u180e\u0085b"), (Ends{4, 6, 7}));
+  EXPECT_EQ(split("[^\\s]+", "a\u180e b"), (Ends{4, 5, 6}));
+  EXPECT_EQ(split("\\w+", "a\u0301b_c-d"), (Ends{6, 7, 8}));
+  EXPECT_EQ(split("\\h+", "xaf9g"), (Ends{1, 4, 5}));
+  EXPECT_EQ(split("[]a]+", "x]a"), (Ends{1, 3}));
+}
+
+TEST(PreTokenizerTest, BehaviorsOfAMatch) {
+  const auto split = [](SplitBehavior behavior, std::string_view text) {
+    PreTokenizer pretokenizer;
+    EXPECT_TRUE(pretokenizer.AddPattern("-", behavior).ok());
+    return Split(pretokenizer, text);
+  };
+  using Ends = std::vector<uint32_t>;
+  EXPECT_EQ(split(SplitBehavior::kIsolated, "a-b--c"), (Ends{1, 2, 3, 4, 5, 6}));
+  EXPECT_EQ(split(SplitBehavior::kMergedWithPrevious, "a-b--c"), (Ends{2, 4, 5, 6}));
+  EXPECT_EQ(split(SplitBehavior::kMergedWithNext, "a-b--c"), (Ends{1, 3, 4, 6}));
+  EXPECT_EQ(split(SplitBehavior::kContiguous, "a-b--c"), (Ends{1, 2, 3, 5, 6}));
+  EXPECT_EQ(split(SplitBehavior::kMergedWithPrevious, "-a-"), (Ends{1, 3}));
+  EXPECT_EQ(split(SplitBehavior::kMergedWithNext, "-a-"), (Ends{2, 3}));
+  EXPECT_EQ(split(SplitBehavior::kContiguous, "--"), Ends{2});
+}
+
 TEST(PreTokenizerTest, HostilePatternsFailInsteadOfHanging) {
   PreTokenizer broken;
   EXPECT_TRUE(absl::IsUnimplemented(broken.AddPattern("(unclosed")));

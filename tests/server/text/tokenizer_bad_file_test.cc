@@ -105,9 +105,16 @@ INSTANTIATE_TEST_SUITE_P(
                    "behavior": "Isolated"}})",
                kUnimplemented, "does not compile"},
         Change{R"({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "a"},
-                   "behavior": "MergedWithNext"}})",
-               kUnimplemented, "MergedWithNext"},
-        Change{R"({"normalizer": {"type": "Lowercase"}})", kUnimplemented, "\"Lowercase\""},
+                   "behavior": "Removed"}})",
+               kUnimplemented, "\"Removed\" is not supported; supported are Isolated"},
+        Change{R"({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "a"},
+                   "behavior": "MergedWithNext", "invert": true}})",
+               kUnimplemented, "invert"},
+        Change{R"({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[^(a|[bc])]"},
+                   "behavior": "Isolated"}})",
+               kUnimplemented, "a set inside a set at offset 5"},
+        Change{R"({"normalizer": {"type": "BertNormalizer"}})", kUnimplemented,
+               "\"BertNormalizer\""},
         Change{R"({"normalizer": {"type": "Replace", "pattern": {"String": "a"},
                    "content": "xxxxxxxx"}})",
                kUnimplemented, "three times"},
@@ -122,8 +129,8 @@ INSTANTIATE_TEST_SUITE_P(
         Change{R"({"added_tokens": [{"id": 4}]})", kInvalid, "added_tokens.content"},
         Change{R"({"added_tokens": [{"id": 4, "content": ""}]})", kInvalid, "added_tokens.content"},
         Change{R"({"added_tokens": ["x"]})", kInvalid, "not an object"},
-        Change{R"({"added_tokens": [{"id": 4, "content": "x", "single_word": true}]})",
-               kUnimplemented, "single_word"}));
+        Change{R"({"added_tokens": [{"id": 4, "content": "x", "single_word": 1}]})", kInvalid,
+               "single_word: is number"}));
 
 TEST(TokenizerBadFile, FilesBesideTheTokenizer) {
   const std::string good = ReadGolden(GoldenFolder("gpt2") + "/tokenizer.json").dump();

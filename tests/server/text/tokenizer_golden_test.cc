@@ -66,6 +66,27 @@ TEST(TokenizerFolder, EosIdsAreTheUnionOfAllFiles) {
             (std::vector<int32_t>{7, 900, 8, (*tokenizer)->SpecialId("<|eot_id|>")}));
 }
 
+TEST(TokenizerFolder, AddedTokensOfAFileOfTheirOwn) {
+  TempFolder folder;
+  std::filesystem::copy(GoldenFolder("spm_bpe") + "/tokenizer.model", folder.path());
+  folder.Write("added_tokens.json", R"({"<|im_end|>": 900, "<tool>": 901})");
+  folder.Write("tokenizer_config.json",
+               R"({"added_tokens_decoder": {"900": {"content": "<|im_end|>", "special": true}}})");
+  const auto tokenizer = LoadTokenizer(folder.path(), 1);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ((*tokenizer)->SpecialId("<|im_end|>"), 900);
+  EXPECT_TRUE((*tokenizer)->IsSpecial(900));
+  EXPECT_FALSE((*tokenizer)->IsSpecial(901));
+  EXPECT_EQ(EncodeOrFail(**tokenizer, "a<tool>").back(), 901);
+  EXPECT_EQ((*tokenizer)->Decode(EncodeOrFail(**tokenizer, "a<tool>b")), "a<tool>b");
+  for (const char* bad : {R"({"x": -1})", R"({"x": "7"})", R"({"": 7})", "[]", "{"}) {
+    folder.Write("added_tokens.json", bad);
+    const absl::Status status = LoadTokenizer(folder.path(), 1).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << bad;
+    EXPECT_NE(std::string(status.message()).find("added_tokens.json"), std::string::npos) << bad;
+  }
+}
+
 TEST(TokenizerText, SpecialTokensHaveNamesButNoBytes) {
   const auto tokenizer = LoadGolden("qwen2");
   const int32_t end = tokenizer->SpecialId("<|im_end|>");
