@@ -73,7 +73,7 @@ class Forecast {
   bool Blocked(int64_t job) const { return jobs_[job].leader >= 0 && !done_[jobs_[job].leader]; }
 
   // Of the best priority only: long ones share alike; short ones go one after the other; where
-  // there are both, each kind has half.
+  // there are both, the short ones have short_share.
   void ChooseRates() {
     int32_t best_priority = std::numeric_limits<int32_t>::max();
     for (int64_t job : active_) {
