@@ -39,15 +39,18 @@ class BpeModel {
   class Scratch {
    private:
     friend class BpeModel;
-    struct Candidate {
-      int32_t rank;
-      int32_t position;
+    // Where the merge of one rank may be done; positions before `done` are.
+    struct Bucket {
+      std::vector<int32_t> positions;
+      size_t done = 0;
+      bool sorted = true;
     };
     std::vector<int32_t> ids;
     std::vector<int32_t> ranks;  // short pieces: rank of the merge of symbol i and i + 1
     std::vector<int32_t> next;   // long pieces: linked list over ids
     std::vector<int32_t> previous;
-    std::vector<Candidate> heap;
+    absl::flat_hash_map<int32_t, Bucket> buckets;  // by rank
+    std::vector<int32_t> ranks_left;               // heap of the ranks that have a bucket
   };
 
   // Appends the ids of one piece. O(n log n) in its length.
@@ -76,6 +79,7 @@ class BpeModel {
   Target FindMerge(int32_t left, int32_t right) const;
   void MergeShort(Scratch* scratch) const;
   void MergeLong(Scratch* scratch) const;
+  static void AddCandidate(int32_t rank, int32_t position, Scratch* scratch);
 
   BpeSpec spec_;
   absl::flat_hash_map<uint64_t, Target> merges_;  // left << 32 | right

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
+#include "absl/container/flat_hash_set.h"
 #include "server/text/json_file.h"
 
 namespace longhaul {
@@ -88,6 +89,8 @@ absl::Status ReadAddedTokensDecoder(const JsonFields& fields, SpecialConfig* con
 // about a token, goes first.
 absl::Status ReadAddedTokensFile(const std::string& path, const json& file, SpecialConfig* config) {
   const JsonFields fields(path, "", &file);
+  absl::flat_hash_set<int32_t> known;
+  for (const AddedToken& token : config->added_tokens) known.insert(token.id);
   for (const auto& [content, value] : file.items()) {
     const std::optional<int32_t> id = AsTokenId(value);
     if (!id || *id >= kMaxVocab) {
@@ -97,9 +100,7 @@ absl::Status ReadAddedTokensFile(const std::string& path, const json& file, Spec
       return fields.Error(
           "", fmt::format("id {} needs a token of 1 to {} bytes", *id, kMaxToken_bytes));
     }
-    const bool known = std::any_of(config->added_tokens.begin(), config->added_tokens.end(),
-                                   [id](const AddedToken& token) { return token.id == *id; });
-    if (known) continue;
+    if (!known.insert(*id).second) continue;
     AddedToken token;
     token.content = content;
     token.id = *id;
