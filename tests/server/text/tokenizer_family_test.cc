@@ -1,5 +1,6 @@
 // A small tokenizer of every published kind against tokenizers and sentencepiece, on lines of every
 // script, space and emoji sequence: ids, decoded text, one long text, several threads.
+#include "server/text/unicode.h"
 #include "tests/server/text/golden_folder.h"
 
 namespace longhaul {
@@ -75,6 +76,56 @@ TEST_P(TokenizerFamilyTest, OneLongTextOnAnyNumberOfThreads) {
     EXPECT_EQ(Fnv1a(ids), golden_["whole"]["fnv1a"].get<std::string>()) << n_threads << " threads";
   }
 }
+
+// Any characters: every plane, unassigned ones too.
+std::string RandomUnicode(std::mt19937* random) {
+  static constexpr uint32_t kLimits[] = {0x80, 0x800, 0x3100, 0xD800, 0x20000, 0x110000};
+  std::string text;
+  for (size_t n = (*random)() % 80; n > 0; --n) {
+    const uint32_t c = (*random)() % kLimits[(*random)() % std::size(kLimits)];
+    // U+2581 is sentencepiece's space, and comes back as one.
+    if ((c >= 0xD800 && c < 0xE000) || c == 0x2581) continue;
+    for (size_t repeats = (*random)() % 8 == 0 ? (*random)() % 70 : 1; repeats > 0; --repeats) {
+      AppendUtf8(c, &text);
+    }
+  }
+  return text;
+}
+
+class RoundTripTest : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(RoundTripTest, AnyUnicodeComesBack) {
+  const std::unique_ptr<Tokenizer> tokenizer = LoadGolden(kFamilies + GetParam());
+  ASSERT_NE(tokenizer, nullptr);
+  std::mt19937 random(11);
+  for (int round = 0; round < 500; ++round) {
+    const std::string text = RandomUnicode(&random);
+    ASSERT_EQ(tokenizer->Decode(EncodeOrFail(*tokenizer, text)), text)
+        << "round " << round << ": " << json(text).dump(-1, ' ', true);
+  }
+}
+
+// One unit over and over, ended by something else: what makes backtracking patterns and merges
+// quadratic. A quadratic one would run for minutes here.
+TEST_P(RoundTripTest, LongRunsComeBack) {
+  const std::unique_ptr<Tokenizer> tokenizer = LoadGolden(kFamilies + GetParam());
+  ASSERT_NE(tokenizer, nullptr);
+  for (const char* unit : {"a", "A", "Ab", " ", "\n", " \n", "\t", "7", "!", "<", "'s", "🙂",
+                           "日本語文", "한", "\u0301", "\u00a0", "\u3000", "<|one|>"}) {
+    std::string text;
+    while (text.size() < 300000) text.append(unit);
+    for (const char* tail : {"", "5", "!", "x", "\n"}) {
+      const std::string run = text + tail;
+      EXPECT_TRUE(tokenizer->Decode(EncodeOrFail(*tokenizer, run)) == run)
+          << json(unit).dump(-1, ' ', true) << " and " << json(tail).dump();
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, RoundTripTest,
+                         ::testing::Values("gpt2", "starcoder", "llama3", "glm4", "deepseek_v2",
+                                           "deepseek_v3", "tekken", "cl100k", "o200k", "gemma"),
+                         [](const auto& info) { return std::string(info.param); });
 
 INSTANTIATE_TEST_SUITE_P(
     Kinds, TokenizerFamilyTest,
