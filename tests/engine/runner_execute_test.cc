@@ -290,7 +290,7 @@ TEST_P(RunnerTest, CompletesTheConfig) {
   EXPECT_EQ(plan.kv_pool_bytes, 1 << 20);
   EXPECT_GT(plan.weight_bytes, 0);
   EXPECT_GT(plan.workspace_bytes, 0);
-  EXPECT_EQ(plan.hidden_bytes, 4 * kEpoch * 32 * 4);
+  EXPECT_EQ(plan.hidden_bytes, config.max_prefills * kEpoch * 32 * 4);
   EXPECT_EQ(plan.layer_store_bytes, 0);
   EXPECT_EQ((*runner)->shape().n_parameters,
             2 * 64 * 32 + 32 + 2 * (2 * 32 + 2 * 64 * 32 + 2 * 32 * 32 + 3 * 24 * 32));
