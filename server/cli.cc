@@ -12,6 +12,7 @@
 
 #include "server/cmd_bench_attention.h"
 #include "server/cmd_bench_load.h"
+#include "server/cmd_bench_tokenizer.h"
 #include "server/cmd_bench_ttft.h"
 #include "server/cmd_generate.h"
 #include "server/cmd_health.h"
@@ -96,6 +97,7 @@ struct Commands {
   CLI::App* bench_ttft = nullptr;
   CLI::App* bench_attention = nullptr;
   CLI::App* bench_load = nullptr;
+  CLI::App* bench_tokenizer = nullptr;
   CLI::App* health = nullptr;
   CLI::App* version = nullptr;
   TableFlags serve_flags, generate_flags, ttft_flags, health_flags;
@@ -103,6 +105,7 @@ struct Commands {
   BenchTtftOptions ttft_options;
   BenchAttentionOptions attention_options;
   load::LoadOptions load_options;
+  BenchTokenizerOptions tokenizer_options;
   std::string attention_kv_dtype = "float32", attention_backend = "cpu";
 };
 
@@ -204,6 +207,22 @@ void AddBenchLoad(Commands& c) {
   app->add_option("--svg", o.svg_path, "write a plot of the scenario mixed to this file");
 }
 
+void AddBenchTokenizer(Commands& c) {
+  c.bench_tokenizer = c.bench->add_subcommand(
+      "tokenizer", "Speed of a model's tokenizer on English and on inputs that are hard for one");
+  BenchTokenizerOptions& o = c.tokenizer_options;
+  CLI::App* app = c.bench_tokenizer;
+  app->add_option("--model", o.model_dir, "folder with the tokenizer")->required();
+  app->add_option("--text-file", o.text_file, "in place of the built-in English");
+  app->add_option("--megabytes", o.megabytes, "of each input")
+      ->check(CLI::Range(0.001, 256.0))
+      ->capture_default_str();
+  app->add_option("--threads", o.n_threads, "of the second column; 0 = all processors")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app->add_flag("--json", o.json, "JSON instead of the table");
+}
+
 void AddCommands(Commands& c) {
   c.app.require_subcommand(1);
   c.app.set_version_flag("--version", kVersion);
@@ -216,6 +235,7 @@ void AddCommands(Commands& c) {
   AddGenerate(c);
   AddBench(c);
   AddBenchLoad(c);
+  AddBenchTokenizer(c);
   c.health = c.app.add_subcommand("health", "Exit code 0 when a server is ready");
   c.health_flags.AddSomeTo(c.health, [](const FlagSpec& flag) {
     const std::string_view name = flag.name;
@@ -282,6 +302,7 @@ int RunCli(int argc, const char* const* argv, const Environment& environment) {
   }
   if (c.bench_attention->parsed()) return RunAttention(c);
   if (c.bench_load->parsed()) return RunBenchLoad(c.load_options);
+  if (c.bench_tokenizer->parsed()) return RunBenchTokenizer(c.tokenizer_options);
   if (c.health->parsed()) return RunWith(c.health_flags, environment, RunHealth);
   fmt::print("longhaul {}\n", kVersion);
   return 0;
