@@ -23,7 +23,8 @@ class Tokenizer {
   virtual ~Tokenizer() = default;
 
   // Ids of `text` (valid UTF-8; InvalidArgument with the byte offset otherwise). add_bos puts the
-  // model's beginning-of-sequence token first if the model has one and asks for it. Large inputs
+  // model's beginning-of-sequence token first if the model has one and asks for it, and whatever
+  // else its files put before a prompt ([gMASK]<sop>). Large inputs
   // are cut at pre-tokenizer borders and encoded by several threads; the result does not depend on
   // how.
   virtual absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_bos,
