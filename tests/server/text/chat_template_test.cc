@@ -72,7 +72,8 @@ TEST(ChatTemplateTest, BuiltInFormsEqualTheTemplatesOfTheirModels) {
     const TempFolder empty;
     const auto chat = LoadOrFail(empty.path(), *tokenizer);
     EXPECT_EQ(chat->source(), name);
-    for (const json& item : ReadGolden(GoldenFolder(folder) + "/cases.json")["chats"]) {
+    const json golden = ReadGolden(GoldenFolder(folder) + "/cases.json");
+    for (const json& item : golden["chats"]) {
       EXPECT_EQ(
           EncodeOrFail(*tokenizer, RenderOrFail(*chat, PromptOf(item)), SpecialTokens::kParse),
           item["ids"].get<std::vector<int32_t>>())
