@@ -10,61 +10,21 @@
 #include "engine/scheduler.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/testing/fake_executor.h"
+#include "tests/engine/scheduler_fixture.h"
 
 namespace longhaul {
 namespace {
 
-using testing::FakeExecutor;
-using testing::FakeModel;
 using ::testing::HasSubstr;
-
-struct Sink : EventSink {
-  explicit Sink(const int64_t* clock_us) : now_us(clock_us) {}
-  void Emit(StreamEvent event) override {
-    EXPECT_FALSE(done.has_value()) << "an event after the last one";
-    ++n_events;
-    if (auto* a = std::get_if<AcceptedEvent>(&event)) {
-      EXPECT_EQ(n_events, 1) << "accepted first, and once";
-      accepted = *a;
-    } else if (auto* p = std::get_if<ProgressEvent>(&event)) {
-      processed_tokens = p->processed_tokens;
-    } else if (std::holds_alternative<TokenEvent>(event)) {
-      if (first_token_us < 0) first_token_us = *now_us;
-    } else {
-      done = std::get<DoneEvent>(std::move(event));
-      done_us = *now_us;
-    }
-  }
-  bool cancelled() const override { return cancel; }
-
-  const int64_t* now_us;
-  bool cancel = false;
-  int n_events = 0;
-  std::optional<AcceptedEvent> accepted;
-  int64_t processed_tokens = 0;
-  int64_t first_token_us = -1;
-  std::optional<DoneEvent> done;
-  int64_t done_us = -1;
-};
+using testing::Sink;
 
 using SinkPtr = std::shared_ptr<Sink>;
 
-class AdmissionTest : public ::testing::Test {
+class AdmissionTest : public testing::SchedulerTest {
  protected:
-  AdmissionTest() {
-    model_.n_pages = 600;
-    config_.max_model_len = 1 << 20;
-    config_.epoch_tokens = model_.epoch_tokens;
-    config_.max_prefills = model_.max_prefills;
-    config_.slice_us = 2'000;
-  }
+  AdmissionTest() { model_.n_pages = 600; }
 
-  void Start() {
-    executor_ = std::make_unique<FakeExecutor>(model_);
-    scheduler_ = std::make_unique<Scheduler>(config_, executor_->shape(), executor_->n_pages());
-  }
-  // ... and let it measure a few slices.
+  // Lets it measure a few slices.
   void StartLearned() {
     Start();
     Add(Prompt(4'096, 900));
@@ -72,54 +32,21 @@ class AdmissionTest : public ::testing::Test {
   }
 
   static Request Prompt(int64_t n_tokens, int32_t text, int64_t max_tokens = 1) {
-    Request request;
-    for (int64_t i = 0; i < n_tokens; ++i) {
-      request.prompt.push_back(static_cast<int32_t>((i * 13 + i / 61 + text) % 61));
-    }
+    Request request = testing::SchedulerTest::Prompt(n_tokens, max_tokens, text);
     // Every text is another one from its first page on.
     request.prompt[0] = text % 61;
     if (n_tokens > 1) request.prompt[1] = text / 61 % 61;
-    request.max_tokens = max_tokens;
     request.ignore_eos = true;
-    request.sampling.temperature = 0;
     request.report_progress = true;
-    SparseOptions dense;
-    dense.mode = SparseMode::kDense;
-    request.sparse = dense;
-    request.accepted = Clock::time_point(std::chrono::microseconds(0));
     return request;
   }
   Request WithDeadline(Request request, int64_t in_us) const {
     request.deadline = Clock::time_point(std::chrono::microseconds(now_us_ + in_us));
     return request;
   }
-  static Request WithPriority(Request request, int32_t priority) {
-    request.priority = priority;
-    return request;
-  }
-
-  SinkPtr Add(Request request) {
-    auto sink = std::make_shared<Sink>(&now_us_);
-    scheduler_->Add(std::move(request), sink, now_us_);
-    return sink;
-  }
-
   void Step() {
-    const StepPlan& plan = scheduler_->Plan(now_us_);
-    if (!plan.empty()) {
-      absl::StatusOr<StepResult> result = executor_->Execute(plan);
-      if (result.ok()) {
-        now_us_ += result->decode_us;
-        for (const SliceResult& slice : result->slices) now_us_ += slice.elapsed_us;
-        scheduler_->Complete(*result, now_us_);
-      } else {
-        scheduler_->Fail(result.status(), now_us_);
-      }
-      ASSERT_TRUE(executor_->violations().empty()) << executor_->violations().front();
-    }
-    if (plan.empty()) now_us_ += 100;
-    const absl::Status integrity = scheduler_->CheckIntegrity();
-    ASSERT_TRUE(integrity.ok()) << integrity.ToString();
+    if (testing::SchedulerTest::Step() == 0) now_us_ += 100;
+    ASSERT_FALSE(HasFailure());
     ASSERT_LE(static_cast<double>(n_pinned()), config_.retry_keep_share * model_.n_pages);
   }
   template <typename Condition>
@@ -134,7 +61,7 @@ class AdmissionTest : public ::testing::Test {
   }
   // Until so many tokens of its prompt are computed.
   void RunUntil(const Sink& sink, int64_t n_tokens) {
-    StepUntil([&] { return sink.processed_tokens >= n_tokens; });
+    StepUntil([&] { return sink.processed_tokens() >= n_tokens; });
   }
   // Prompts that finish, together five times the pool.
   void FillThePool() {
@@ -145,12 +72,6 @@ class AdmissionTest : public ::testing::Test {
   }
 
   int64_t n_pinned() const { return scheduler_->cache_stats().n_pages_pinned; }
-
-  FakeModel model_;
-  EngineConfig config_;
-  std::unique_ptr<FakeExecutor> executor_;
-  std::unique_ptr<Scheduler> scheduler_;
-  int64_t now_us_ = 0;
 };
 
 // ---- acceptance ----
@@ -456,7 +377,7 @@ TEST_F(AdmissionTest, ABetterRequestThatDoesNotFitIsNotStarvedByOthers) {
   Step();
   const SinkPtr better = Add(WithPriority(Prompt(60 * kPageTokens, 1), 0));
   int64_t n_admitted = 0;
-  while (better->processed_tokens == 0) {
+  while (better->processed_tokens() == 0) {
     ASSERT_LT(text, 2'000);
     while (scheduler_->n_waiting() < 3) Add(WithPriority(Prompt(64, text++, 400), 5));
     const int64_t n_running = scheduler_->n_running();
@@ -543,9 +464,9 @@ TEST_F(AdmissionTest, ABetterLongPromptTakesOverOnceItHasAPlace) {
   Step();
   const SinkPtr better = Add(WithPriority(Prompt(8'192, 2), -1));
   Step();
-  const int64_t processed_tokens = running->processed_tokens;
+  const int64_t processed_tokens = running->processed_tokens();
   StepUntil([&] { return better->done.has_value(); });
-  EXPECT_EQ(running->processed_tokens, processed_tokens);
+  EXPECT_EQ(running->processed_tokens(), processed_tokens);
   RunUntilIdle();
   EXPECT_TRUE(running->done->status.ok());
 }

@@ -16,12 +16,17 @@ namespace longhaul::testing {
 struct Sink : EventSink {
   explicit Sink(const int64_t* clock_us) : now_us(clock_us) {}
   void Emit(StreamEvent event) override {
-    if (auto* token = std::get_if<TokenEvent>(&event)) {
+    EXPECT_FALSE(done.has_value()) << "an event after the last one";
+    ++n_events;
+    if (auto* a = std::get_if<AcceptedEvent>(&event)) {
+      EXPECT_EQ(n_events, 1) << "accepted first, and once";
+      accepted = *a;
+    } else if (auto* token = std::get_if<TokenEvent>(&event)) {
       if (first_token_us < 0) first_token_us = *now_us;
       tokens.push_back(*token);
     } else if (auto* p = std::get_if<ProgressEvent>(&event)) {
       progress.push_back({*now_us, *p});
-    } else if (std::holds_alternative<DoneEvent>(event)) {
+    } else {
       done = std::get<DoneEvent>(std::move(event));
       done_us = *now_us;
     }
@@ -33,6 +38,8 @@ struct Sink : EventSink {
 
   const int64_t* now_us;
   bool cancel = false;
+  int n_events = 0;
+  std::optional<AcceptedEvent> accepted;
   std::vector<TokenEvent> tokens;
   std::vector<std::pair<int64_t, ProgressEvent>> progress;
   std::optional<DoneEvent> done;
