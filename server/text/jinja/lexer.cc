@@ -102,7 +102,7 @@ size_t Lexer::EndOfTag(std::string_view end, bool plus_allowed, bool trim_newlin
     const size_t after = pos_ + end.size();
     return trim_newline && after < source_.size() && source_[after] == '\n' ? after + 1 : after;
   }
-  if (Rest().substr(1, end.size()) != end) return std::string::npos;
+  if (Rest().empty() || Rest().substr(1, end.size()) != end) return std::string::npos;
   if (At("+") && plus_allowed) return pos_ + 1 + end.size();
   if (!At("-")) return std::string::npos;
   return source_.size() - StripLeft(Rest().substr(1 + end.size())).size();

@@ -40,6 +40,10 @@ TEST(JinjaTest, ErrorsNameTheLine) {
               "refuses this conversation (its line 1): Take\nturns");
   ExpectError("\n{% macro m(a) %}\n{{ a.b }}\n{% endmacro %}\n{{ m(none.x) }}",
               "line 3: 'none' has no attribute");
+  // Cut off inside a tag.
+  for (const char* source : {"{%raw", "{% raw -", "{%raw%}{%endraw", "{#", "{#-", "{%", "{{-"}) {
+    ExpectError(source, "line 1");
+  }
   ExpectError("{%- raw -%}\n\n{% endraw %}\n{{ x y }}", "line 4: expected '}}', got 'y'");
   ExpectError("{#\n\n#}{% for %}", "line 3");
   ExpectError("{{ '\n' }}{{ 1 | nope }}", "line 2: no filter named 'nope'");
