@@ -150,14 +150,15 @@ void Transformer::Forward(const Batch& batch, TensorView x, TensorView logits, A
     backend_.RmsNorm({.x = x, .weight = w.post_norm, .eps = eps, .out = s.normed});
     FeedForward(w, s.normed, x, arena);
   }
-  if (logits.empty()) return;
-  const int64_t n_logits = logits.dim(0);
-  const TensorView last = s.normed.Slice(0, n_logits);
-  backend_.RmsNorm({.x = x.Slice(n_rows - n_logits, n_rows),
-                    .weight = weights_.final_norm,
-                    .eps = eps,
-                    .out = last});
-  backend_.Linear({.x = last, .weight = weights_.lm_head.get(), .bias = {}, .y = logits});
+  if (!logits.empty()) Logits(x.Slice(n_rows - logits.dim(0), n_rows), logits, arena);
+}
+
+void Transformer::Logits(TensorView hidden, TensorView logits, Arena& arena) {
+  ArenaScope scope(arena);
+  const TensorView normed = arena.Allocate(DType::kF32, {hidden.dim(0), config_.shape.hidden_size});
+  backend_.RmsNorm(
+      {.x = hidden, .weight = weights_.final_norm, .eps = config_.rms_norm_eps, .out = normed});
+  backend_.Linear({.x = normed, .weight = weights_.lm_head.get(), .bias = {}, .y = logits});
 }
 
 void Transformer::FeedForward(const LayerWeights& weights, TensorView normed, TensorView x,
@@ -283,6 +284,10 @@ int64_t Transformer::WorkspaceBytes(const ModelConfig& config, int64_t epoch_tok
     {
       ArenaScope feed_forward_scope(arena);
       FeedForwardScratch feed_forward(config.intermediate_size, n_rows, arena);
+    }
+    {
+      ArenaScope logits_scope(arena);
+      arena.Allocate(DType::kF32, {n_rows, shape.hidden_size});
     }
     if (config.experts.max_experts > 0) {
       ExpertScratch experts(config, config.experts.max_experts, n_rows, arena);

@@ -33,6 +33,9 @@ class Transformer {
   // One token of each row's sequence through all layers. logits: [B, V] f32, written.
   void Decode(std::span<const DecodeRow> rows, TensorView logits, Arena& arena);
 
+  // hidden: [n, E] f32, rows that passed all layers, not modified. logits: [n, V] f32, written.
+  void Logits(TensorView hidden, TensorView logits, Arena& arena);
+
   // Arena bytes of the largest step: epochs of epoch_tokens at up to max_tokens context, batches of
   // max_decode_rows. Linear in each.
   static int64_t WorkspaceBytes(const ModelConfig& config, int64_t epoch_tokens, int64_t max_tokens,
