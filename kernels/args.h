@@ -8,9 +8,15 @@
 //   R  sampled rows of an epoch (voting rows first, then audit rows)
 //   X  experts of a layer             K  experts that each row uses, K <= X
 //   P  rotated pairs of a head: D / 2, or fewer where a model rotates part of each head
-// Query head h reads kv head h / G. Activations are f32 on the CPU backends. "any" = f32, bf16, f16.
+// Query head h reads kv head h / G. "any" = f32, bf16, f16. "act" = Backend::activation_dtype():
+// f32 on the host backends, bf16 on CUDA.
 //
-// Query row t of a prefill call stands at token position q_begin + t and sees keys [0, q_begin + t].
+// Memory: every tensor and every pointer is memory of the backend (see Backend::Upload), unless its
+// comment says `host:`; host arrays are read during the call and may change as soon as it returns.
+// Structs are host values: a KvView stands on the host and its `pages` in backend memory.
+//
+// Query row t of a prefill call stands at token position q_begin + t and sees keys [0, q_begin +
+// t].
 #pragma once
 
 #include <cstdint>
@@ -30,31 +36,31 @@ struct EmbedArgs {
 
 // Over the last dimension: of whole rows, or of each head of a row. Rows may be strided.
 struct RmsNormArgs {
-  TensorView x;       // [T, E] or [T, H, D] f32
+  TensorView x;       // [T, E] f32 (residual stream), or [T, H, D] act
   TensorView weight;  // [E] or [D] f32
   float eps = 1e-5f;
-  TensorView out;     // as x, written; may alias x
+  TensorView out;  // shape of x, act, written; may alias x where the dtype is the same
 };
 
 // y = x W^T + bias, or y += x W^T + bias.
 struct LinearArgs {
-  TensorView x;                          // [T, n_in] f32
+  TensorView x;                          // [T, n_in] act
   const LinearWeight* weight = nullptr;  // [n_out, n_in]
   TensorView bias = {};                  // [n_out] f32, or empty
-  bool accumulate = false;               // true: add to y (residual stream)
-  TensorView y;                          // [T, n_out] f32, written
+  bool accumulate = false;               // true: add to y, which is f32 (residual stream)
+  TensorView y;                          // [T, n_out] f32 or act, written
 };
 
 // out = silu(gate) * up, both halves in one fused projection.
 struct SwiGluArgs {
-  TensorView gate_up;  // [T, 2 F] f32: gate in columns [0, F), up in [F, 2 F)
-  TensorView out;      // [T, F] f32, written
+  TensorView gate_up;  // [T, 2 F] act: gate in columns [0, F), up in [F, 2 F)
+  TensorView out;      // [T, F] act, written
 };
 
 // ---- Mixture of experts: choose, gather each expert's rows, run it on them, add the results ----
 
 // Softmax over the router's logits, then the K best experts of each row by falling weight; ties go
-// to the lower expert. The caller reads both outputs after Synchronize().
+// to the lower expert.
 struct RouteExpertsArgs {
   TensorView logits;         // [T, X] f32
   bool renormalize = false;  // the K weights of a row sum to 1
@@ -64,17 +70,17 @@ struct RouteExpertsArgs {
 
 // out[i] = x[rows[i]].
 struct GatherRowsArgs {
-  TensorView x;                   // [T, E] f32
+  TensorView x;                   // [T, E] act
   const int32_t* rows = nullptr;  // [n], each in [0, T)
-  TensorView out;                 // [n, E] f32, written
+  TensorView out;                 // [n, E] act, written
 };
 
 // out[rows[i]] += weights[i] * x[i].
 struct ScatterAddRowsArgs {
-  TensorView x;                      // [n, E] f32
-  const int32_t* rows = nullptr;     // [n], each in [0, T), no two alike
-  const float* weights = nullptr;    // [n]
-  TensorView out;                    // [T, E] f32, added to
+  TensorView x;                    // [n, E] f32
+  const int32_t* rows = nullptr;   // [n], each in [0, T), no two alike
+  const float* weights = nullptr;  // [n]
+  TensorView out;                  // [T, E] f32, added to
 };
 
 // ---- Rotary embeddings and the KV cache ----
@@ -82,45 +88,53 @@ struct ScatterAddRowsArgs {
 // cos and sin of position * inv_freq, computed in f64: exact enough beyond a million tokens.
 struct RopeTableArgs {
   const int64_t* positions = nullptr;  // [T]
-  const double* inv_freq = nullptr;    // [P] radians per token, RoPE scaling already applied
+  const double* inv_freq = nullptr;    // host: [P] radians per token, RoPE scaling already applied
   double scale = 1.0;                  // of cos and sin (the attention factor of YaRN and LongRoPE)
   TensorView cos_sin;                  // [T, P, 2] f32, written: (cos, sin)
 };
 
-// Rotates q and k (half-split form of Hugging Face Llama: element i pairs with i + P, for i < P) and
-// writes k and v into the pages. Elements from 2 P on stay as they are. Checkpoints that pair
+// Rotates q and k (half-split form of Hugging Face Llama: element i pairs with i + P, for i < P)
+// and writes k and v into the pages. Elements from 2 P on stay as they are. Checkpoints that pair
 // neighbours (2 i with 2 i + 1) are reordered when they are loaded, so there is one rotation here.
 // Row t belongs to sequence t / rows_per_kv.
 struct RopeKvWriteArgs {
-  TensorView q;                        // [T, H, D] f32, rotated in place; rows may be strided
-  TensorView k;                        // [T, KH, D] f32, rotated in place
-  TensorView v;                        // [T, KH, D] f32
+  TensorView q;                        // [T, H, D] act, rotated in place; rows may be strided
+  TensorView k;                        // [T, KH, D] act, rotated in place
+  TensorView v;                        // [T, KH, D] act
   TensorView cos_sin;                  // [T, P, 2] f32, P <= D / 2
   const int64_t* positions = nullptr;  // [T]
-  const KvView* kvs = nullptr;         // [T / rows_per_kv]
+  const KvView* kvs = nullptr;         // host: [T / rows_per_kv]
+  const KvView* kvs_copy = nullptr;    // the same in backend memory, see below
   int64_t rows_per_kv = 0;             // T for a prefill slice, 1 for decode rows
 };
+
+// A batch of sequences is passed twice, so that nothing is copied per layer: `kvs` on the host, at
+// the layer of the call, and `kvs_copy` in backend memory, uploaded once per step. They differ in
+// layer_offset_bytes alone: that of kvs[0] holds for the whole batch. Host backends read kvs only
+// and take a null kvs_copy.
 
 // Exact causal attention of T consecutive rows of one sequence over its pages (flash attention,
 // Dao et al. 2022: online softmax, no score matrix).
 struct AttendDenseArgs {
-  TensorView q;                          // [T, H, D] f32; rows may be strided
+  TensorView q;  // [T, H, D] act; rows may be strided
   int64_t q_begin = 0;
   KvView kv;
-  float scale = 0;                       // 1 / sqrt(D)
-  int64_t window = 0;                    // row i sees keys (i - window, i] alone; 0 = all of [0, i]
-  const uint8_t* head_mask = nullptr;    // [H] only heads with a nonzero byte are computed; null = all
-  TensorView out;                        // [T, H, D] f32, written
-  TensorView lse = {};                   // [T, H] f32 natural log-sum-exp of scaled scores; or empty
+  float scale = 0;     // 1 / sqrt(D)
+  int64_t window = 0;  // row i sees keys (i - window, i] alone; 0 = all of [0, i]
+  const uint8_t* head_mask =
+      nullptr;          // [H] only heads with a nonzero byte are computed; null = all
+  TensorView out;       // [T, H, D] act, written
+  TensorView lse = {};  // [T, H] f32 natural log-sum-exp of scaled scores; or empty
 };
 
 // One decode row per sequence: row b attends to all kvs[b].n_tokens keys, or to the last `window`.
 struct AttendDecodeArgs {
-  TensorView q;                 // [B, H, D] f32; rows may be strided
-  const KvView* kvs = nullptr;  // [B]
+  TensorView q;                      // [B, H, D] act; rows may be strided
+  const KvView* kvs = nullptr;       // host: [B]
+  const KvView* kvs_copy = nullptr;  // the same in backend memory, see above
   float scale = 0;
-  int64_t window = 0;           // 0 = all keys
-  TensorView out;               // [B, H, D] f32, written
+  int64_t window = 0;  // 0 = all keys
+  TensorView out;      // [B, H, D] act, written
 };
 
 // ---- SampleAttention (arXiv 2406.15486), the ops of engine/model/sparse_attention.cc ----
@@ -134,15 +148,15 @@ struct LocalPattern {
 
 // Pass 1 over the sampled rows: log-sum-exp over all visible keys, and over local keys only.
 struct SampleLseArgs {
-  TensorView q;                    // [T, H, D] f32
+  TensorView q;  // [T, H, D] act; rows may be strided
   int64_t q_begin = 0;
   KvView kv;
   float scale = 0;
   LocalPattern local;
-  const int32_t* rows = nullptr;   // [R] row numbers in [0, T), voting rows first
-  int64_t n_rows = 0;              // R
-  TensorView lse_full;             // [H, R] f32, written
-  TensorView lse_local;            // [H, R] f32, written; -inf where no key is local (cannot happen)
+  const int32_t* rows = nullptr;  // [R] row numbers in [0, T), voting rows first
+  int64_t n_rows = 0;             // R
+  TensorView lse_full;            // [H, R] f32, written
+  TensorView lse_local;           // [H, R] f32, written; -inf where no key is local (cannot happen)
 };
 
 inline constexpr int64_t kBandWidth = 64;  // keys of one diagonal band: offsets [64 b, 64 b + 64)
@@ -156,21 +170,21 @@ enum class MassScope : uint8_t {
 // softmax mass per key and per diagonal band. Row r of the outputs is query head
 // kv_head_begin * G + r. Heads whose skip byte is set are left unwritten.
 struct SampleMassArgs {
-  TensorView q;                        // [T, H, D] f32
+  TensorView q;  // [T, H, D] act; rows may be strided
   int64_t q_begin = 0;
   KvView kv;
   float scale = 0;
   LocalPattern local;
   MassScope scope = MassScope::kRemote;
-  const int32_t* rows = nullptr;       // [n_voting]
+  const int32_t* rows = nullptr;  // [n_voting]
   int64_t n_voting = 0;
   int64_t kv_head_begin = 0;
   int64_t kv_head_end = 0;
-  const uint8_t* skip = nullptr;       // [H] heads that need no mass; null = none
-  TensorView lse_full;                 // [H, R] f32 from pass 1
-  TensorView mass_sum;                 // [heads, N] f32, written: sum over voting rows of p(row, key)
-  TensorView mass_max;                 // [heads, N] f32, written: maximum over voting rows
-  TensorView band_mass = {};           // [heads, ceil(N / 64)] f32, written; or empty (no bands)
+  const uint8_t* skip = nullptr;  // [H] heads that need no mass; null = none
+  TensorView lse_full;            // [H, R] f32 from pass 1
+  TensorView mass_sum;            // [heads, N] f32, written: sum over voting rows of p(row, key)
+  TensorView mass_max;            // [heads, N] f32, written: maximum over voting rows
+  TensorView band_mass = {};      // [heads, ceil(N / 64)] f32, written; or empty (no bands)
 };
 
 enum class HeadKind : int32_t {
@@ -180,58 +194,59 @@ enum class HeadKind : int32_t {
 };
 
 // Which keys each query head keeps in one epoch. Row i of head h keeps key j <= i when j is local,
-// or j is in a stripe of h, or (i - j) / 64 is a band of h, or h is dense. Filled by SelectKeys or by
-// any other pattern source; read by AttendSparse. All arrays live in memory of the backend.
+// or j is in a stripe of h, or (i - j) / 64 is a band of h, or h is dense. Filled by SelectKeys or
+// by any other pattern source; read by AttendSparse. All arrays live in memory of the backend.
 struct SparsePlan {
   LocalPattern local;
-  int64_t stripe_width = 1;       // a stripe s covers keys [s, s + stripe_width); 1, 8, 16 or 64
+  int64_t stripe_width = 1;  // a stripe s covers keys [s, s + stripe_width); 1, 8, 16 or 64
   int64_t max_stripes = 0;
   int64_t max_bands = 0;
-  int32_t* kind = nullptr;        // [H] HeadKind
-  int32_t* n_stripes = nullptr;   // [H]
-  int32_t* stripes = nullptr;     // [H, max_stripes] first keys, ascending multiples of stripe_width
-  int32_t* n_bands = nullptr;     // [H]
-  int32_t* bands = nullptr;       // [H, max_bands] ascending band numbers b >= window / 64
+  int32_t* kind = nullptr;       // [H] HeadKind
+  int32_t* n_stripes = nullptr;  // [H]
+  int32_t* stripes = nullptr;    // [H, max_stripes] first keys, ascending multiples of stripe_width
+  int32_t* n_bands = nullptr;    // [H]
+  int32_t* bands = nullptr;      // [H, max_bands] ascending band numbers b >= window / 64
   int64_t* kept_pairs = nullptr;  // [H] (row, key) pairs kept in this epoch (an upper bound where
                                   // stripes cross bands)
 };
 
 // Budget: turns the mass of heads [head_begin, head_begin + heads) into their part of the plan.
 // A head whose local mass already reaches alpha streams. Else candidates (stripes, bands) are taken
-// by mass per padded cost, largest first, until local + taken mass >= alpha; candidates whose maximum
-// over the voting rows reaches keep_max are taken first, whatever their sum. No sort: a histogram of
-// 256 logarithmic buckets finds the cut-off, one scan compacts, ties (one bucket) go to the lower
-// key, stripes before bands, so the result is deterministic. A head that would cost more than
-// dense_cost_fraction of dense becomes dense, and so does one whose lists do not fit the plan.
+// by mass per padded cost, largest first, until local + taken mass >= alpha; candidates whose
+// maximum over the voting rows reaches keep_max are taken first, whatever their sum. No sort: a
+// histogram of 256 logarithmic buckets finds the cut-off, one scan compacts, ties (one bucket) go
+// to the lower key, stripes before bands, so the result is deterministic. A head that would cost
+// more than dense_cost_fraction of dense becomes dense, and so does one whose lists do not fit the
+// plan.
 //
 // A stripe's mass and cost are sums over its keys; a key costs one pair per row to which it is
-// remote, so keys that are sinks, or in the window of every row, are no candidates. A band costs its
-// remote pairs * (64 + 64 - 1) / 64: a tile of 64 rows loads it as a rectangle. A pair in a stripe and
-// in a band counts for both: the sum may overstate what is kept, the audit measures it.
+// remote, so keys that are sinks, or in the window of every row, are no candidates. A band costs
+// its remote pairs * (64 + 64 - 1) / 64: a tile of 64 rows loads it as a rectangle. A pair in a
+// stripe and in a band counts for both: the sum may overstate what is kept, the audit measures it.
 //
-// Scope kAll (preset `paper`): the target is alpha of all mass whatever the local keys hold, no head
-// streams, candidates are all stripes, largest mass first, and no bands. Stripes that the local
-// pattern covers count towards the target but are not listed.
+// Scope kAll (preset `paper`): the target is alpha of all mass whatever the local keys hold, no
+// head streams, candidates are all stripes, largest mass first, and no bands. Stripes that the
+// local pattern covers count towards the target but are not listed.
 struct SelectKeysArgs {
   int64_t q_begin = 0;
-  int64_t n_q = 0;                       // T
+  int64_t n_q = 0;  // T
   int64_t n_voting = 0;
   MassScope scope = MassScope::kRemote;
-  int64_t head_begin = 0;                // first query head; the mass tensors start at it
-  TensorView lse_full;                   // [H, R] f32
-  TensorView lse_local;                  // [H, R] f32
-  TensorView mass_sum;                   // [heads, N] f32
-  TensorView mass_max;                   // [heads, N] f32
-  TensorView band_mass = {};             // [heads, ceil(N / 64)] f32, or empty
-  const float* alpha = nullptr;          // [H] target share of the voting rows' mass, 0..1; 1 = dense
-  const uint8_t* skip = nullptr;         // [H] heads left alone, from SelectStreaming; null = none
-  float keep_max = 2.0f;                 // above 1: off
+  int64_t head_begin = 0;         // first query head; the mass tensors start at it
+  TensorView lse_full;            // [H, R] f32
+  TensorView lse_local;           // [H, R] f32
+  TensorView mass_sum;            // [heads, N] f32
+  TensorView mass_max;            // [heads, N] f32
+  TensorView band_mass = {};      // [heads, ceil(N / 64)] f32, or empty
+  const float* alpha = nullptr;   // [H] target share of the voting rows' mass, 0..1; 1 = dense
+  const uint8_t* skip = nullptr;  // [H] heads left alone, from SelectStreaming; null = none
+  float keep_max = 2.0f;          // above 1: off
   float dense_cost_fraction = 1.0f;
-  SparsePlan plan;                       // entries of these heads written
+  SparsePlan plan;  // entries of these heads written
 };
 
-// Marks heads that stream (local mass of the voting rows >= alpha) and writes their plan entries, so
-// that pass 2 can skip them. alpha >= 1 makes every head dense.
+// Marks heads that stream (local mass of the voting rows >= alpha) and writes their plan entries,
+// so that pass 2 can skip them. alpha >= 1 makes every head dense.
 struct SelectStreamingArgs {
   int64_t q_begin = 0;
   int64_t n_q = 0;
@@ -245,41 +260,41 @@ struct SelectStreamingArgs {
 
 // Attention of T rows under a plan; streaming, sparse and dense heads in one call.
 struct AttendSparseArgs {
-  TensorView q;        // [T, H, D] f32
+  TensorView q;  // [T, H, D] act; rows may be strided
   int64_t q_begin = 0;
   KvView kv;
   float scale = 0;
   SparsePlan plan;
-  TensorView out;      // [T, H, D] f32, written
-  TensorView lse;      // [T, H] f32, written: log-sum-exp over the kept keys
+  TensorView out;  // [T, H, D] act, written
+  TensorView lse;  // [T, H] f32, written: log-sum-exp over the kept keys
 };
 
 // recall(h, row) = exp(lse_sparse - lse_full) of the audit rows: the kept softmax mass, measured.
 // Sets repair[h] where a head's mean recall is below its floor.
 //
-// Steers alpha towards the target for the next epoch: voting rows flatter the keys that they chose, so
-// a head whose audit rows keep less than the target gets a higher alpha, and comes back down when
-// they keep more. Dense heads count as recall 1.
+// Steers alpha towards the target for the next epoch: voting rows flatter the keys that they chose,
+// so a head whose audit rows keep less than the target gets a higher alpha, and comes back down
+// when they keep more. Dense heads count as recall 1.
 struct AuditArgs {
-  const int32_t* rows = nullptr;   // [R]; audit rows are [n_voting, n_rows)
+  const int32_t* rows = nullptr;  // [R]; audit rows are [n_voting, n_rows)
   int64_t n_voting = 0;
   int64_t n_rows = 0;
-  TensorView lse_full;             // [H, R] f32
-  TensorView lse_sparse;           // [T, H] f32
-  float floor = 0;                 // mean recall of a head below which it is repaired
-  float target = 0;                // mean recall that alpha is steered to; 0 = alpha stays as it is
-  const int32_t* kind = nullptr;   // [H] HeadKind; dense heads are never repaired
-  TensorView recall;               // [H, R - n_voting] f32, written, clipped to [0, 1]
-  uint8_t* repair = nullptr;       // [H] written
-  float* alpha = nullptr;          // [H] in and out, at least target afterwards
+  TensorView lse_full;            // [H, R] f32
+  TensorView lse_sparse;          // [T, H] f32
+  float floor = 0;                // mean recall of a head below which it is repaired
+  float target = 0;               // mean recall that alpha is steered to; 0 = alpha stays as it is
+  const int32_t* kind = nullptr;  // [H] HeadKind; dense heads are never repaired
+  TensorView recall;              // [H, R - n_voting] f32, written, clipped to [0, 1]
+  uint8_t* repair = nullptr;      // [H] written
+  float* alpha = nullptr;         // [H] in and out, at least target afterwards
 };
 
 // Whole pages, all layers: dst[i] <- src[i]. Used by copy on write.
 struct CopyPagesArgs {
   std::byte* pool = nullptr;
   int64_t page_bytes = 0;
-  const int32_t* src = nullptr;  // [n]
-  const int32_t* dst = nullptr;  // [n]
+  const int32_t* src = nullptr;  // host: [n]
+  const int32_t* dst = nullptr;  // host: [n]
   int64_t n = 0;
 };
 

@@ -1,5 +1,5 @@
-// Backend: what a device can compute. One of the two virtual interfaces on the hot path (the other is
-// the communicator of tensor parallelism). Ops are coarse, take views and argument structs, are
+// Backend: what a device can compute. One of the two virtual interfaces on the hot path (the other
+// is the communicator of tensor parallelism). Ops are coarse, take views and argument structs, are
 // issued in order on one stream, and allocate nothing after the first call of a shape.
 //
 // Owned by a rank; called from that rank's thread only. Shapes are the caller's promise (checked
@@ -32,10 +32,26 @@ class Backend {
   // One line for logs: "cpu (AVX3, 2 threads)".
   virtual std::string Description() const = 0;
 
+  // Type of the activations between the ops ("act" in args.h). The residual stream, log-sum-exps
+  // and logits are f32 everywhere.
+  virtual DType activation_dtype() const { return DType::kF32; }
+
+  // True where the host may read and write the backend's memory itself, after Synchronize().
+  virtual bool is_host() const { return true; }
+
+  // Of the device, or of this machine and its control group.
+  virtual MemoryInfo Memory() const = 0;
+
   // Zeroed memory, 64-byte aligned; ResourceExhausted with the size when there is not enough.
   virtual absl::StatusOr<Buffer> Allocate(int64_t n_bytes) = 0;
 
-  // Converts a dense matrix [n_out, n_in] of any dtype. The source may be unmapped afterwards.
+  // Copies between host and backend memory, in the order of the ops. `from` of an upload may change
+  // as soon as the call returns; what is downloaded is there after Synchronize().
+  virtual void Upload(const void* from, void* to, int64_t n_bytes) = 0;
+  virtual void Download(const void* from, void* to, int64_t n_bytes) = 0;
+
+  // Converts a dense matrix [n_out, n_in] of any dtype in host memory, which may be unmapped
+  // afterwards.
   virtual absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight) = 0;
 
   virtual void Embed(const EmbedArgs& args) = 0;
@@ -59,7 +75,7 @@ class Backend {
   virtual void AttendSparse(const AttendSparseArgs& args) = 0;
   virtual void Audit(const AuditArgs& args) = 0;
 
-  // Waits for everything issued so far. Results may be read by the host afterwards.
+  // Waits for everything issued so far: downloads are complete afterwards.
   virtual void Synchronize() = 0;
 };
 

@@ -18,13 +18,17 @@ bool HasShape(const TensorView& tensor, std::initializer_list<int64_t> shape) {
   return true;
 }
 
+bool Is(DType dtype, const TensorView& tensor, std::initializer_list<int64_t> shape) {
+  return tensor.dtype() == dtype && HasShape(tensor, shape);
+}
 bool IsF32(const TensorView& tensor, std::initializer_list<int64_t> shape) {
-  return tensor.dtype() == DType::kF32 && HasShape(tensor, shape);
+  return Is(DType::kF32, tensor, shape);
 }
 
-// [T, heads, D] f32 whose heads are adjacent; rows may be strided.
-bool IsHeads(const TensorView& tensor, int64_t n_tokens, int64_t n_heads, int64_t head_dim) {
-  return IsF32(tensor, {n_tokens, n_heads, head_dim}) && tensor.stride(1) == head_dim;
+// [T, heads, D] whose heads are adjacent; rows may be strided.
+bool IsHeads(DType dtype, const TensorView& tensor, int64_t n_tokens, int64_t n_heads,
+             int64_t head_dim) {
+  return Is(dtype, tensor, {n_tokens, n_heads, head_dim}) && tensor.stride(1) == head_dim;
 }
 
 void CheckKv(const KvView& kv) {
@@ -34,10 +38,10 @@ void CheckKv(const KvView& kv) {
 }
 
 // Queries [T, H, D] of rows that all see themselves in kv. Returns H.
-int64_t CheckQueries(const TensorView& q, int64_t q_begin, const KvView& kv) {
+int64_t CheckQueries(DType activations, const TensorView& q, int64_t q_begin, const KvView& kv) {
   CheckKv(kv);
   LH_CHECK(q.rank() == 3);
-  LH_CHECK(IsHeads(q, q.dim(0), q.dim(1), kv.head_dim));
+  LH_CHECK(IsHeads(activations, q, q.dim(0), q.dim(1), kv.head_dim));
   LH_CHECK(q.dim(1) % kv.n_kv_heads == 0);
   LH_CHECK(q_begin >= 0 && q_begin + q.dim(0) <= kv.n_tokens);
   return q.dim(1);
@@ -62,32 +66,33 @@ void CheckArgs(const EmbedArgs& args) {
   LH_CHECK(args.token_ids != nullptr || args.out.dim(0) == 0);
 }
 
-void CheckArgs(const RmsNormArgs& args) {
+void CheckArgs(const RmsNormArgs& args, DType activations) {
   if (args.x.rank() == 3) {
     const int64_t n_heads = args.x.dim(1);
-    LH_CHECK(IsHeads(args.x, args.x.dim(0), n_heads, args.x.dim(2)));
-    LH_CHECK(IsHeads(args.out, args.x.dim(0), n_heads, args.x.dim(2)));
+    LH_CHECK(IsHeads(activations, args.x, args.x.dim(0), n_heads, args.x.dim(2)));
+    LH_CHECK(IsHeads(activations, args.out, args.x.dim(0), n_heads, args.x.dim(2)));
     LH_CHECK(IsF32(args.weight, {args.x.dim(2)}));
     return;
   }
   LH_CHECK(args.x.rank() == 2);
   LH_CHECK(IsF32(args.x, {args.x.dim(0), args.x.dim(1)}));
-  LH_CHECK(IsF32(args.out, {args.x.dim(0), args.x.dim(1)}));
+  LH_CHECK(Is(activations, args.out, {args.x.dim(0), args.x.dim(1)}));
   LH_CHECK(IsF32(args.weight, {args.x.dim(1)}));
 }
 
-void CheckArgs(const LinearArgs& args) {
+void CheckArgs(const LinearArgs& args, DType activations) {
   LH_CHECK(args.weight != nullptr && args.x.rank() == 2);
   const LinearWeight& weight = *args.weight;
-  LH_CHECK(IsF32(args.x, {args.x.dim(0), weight.n_in}));
-  LH_CHECK(IsF32(args.y, {args.x.dim(0), weight.n_out}));
+  LH_CHECK(Is(activations, args.x, {args.x.dim(0), weight.n_in}));
+  LH_CHECK(IsF32(args.y, {args.x.dim(0), weight.n_out}) ||
+           (!args.accumulate && Is(activations, args.y, {args.x.dim(0), weight.n_out})));
   LH_CHECK(args.bias.empty() || IsF32(args.bias, {weight.n_out}));
 }
 
-void CheckArgs(const SwiGluArgs& args) {
+void CheckArgs(const SwiGluArgs& args, DType activations) {
   LH_CHECK(args.out.rank() == 2);
-  LH_CHECK(IsF32(args.out, {args.out.dim(0), args.out.dim(1)}));
-  LH_CHECK(IsF32(args.gate_up, {args.out.dim(0), 2 * args.out.dim(1)}));
+  LH_CHECK(Is(activations, args.out, {args.out.dim(0), args.out.dim(1)}));
+  LH_CHECK(Is(activations, args.gate_up, {args.out.dim(0), 2 * args.out.dim(1)}));
 }
 
 void CheckArgs(const RouteExpertsArgs& args) {
@@ -100,10 +105,10 @@ void CheckArgs(const RouteExpertsArgs& args) {
   LH_CHECK(args.experts.dtype() == DType::kI32 && HasShape(args.experts, {n_rows, n_chosen}));
 }
 
-void CheckArgs(const GatherRowsArgs& args) {
+void CheckArgs(const GatherRowsArgs& args, DType activations) {
   LH_CHECK(args.x.rank() == 2 && args.out.rank() == 2);
-  LH_CHECK(IsF32(args.x, {args.x.dim(0), args.x.dim(1)}));
-  LH_CHECK(IsF32(args.out, {args.out.dim(0), args.x.dim(1)}));
+  LH_CHECK(Is(activations, args.x, {args.x.dim(0), args.x.dim(1)}));
+  LH_CHECK(Is(activations, args.out, {args.out.dim(0), args.x.dim(1)}));
   LH_CHECK(args.rows != nullptr || args.out.dim(0) == 0);
 }
 
@@ -120,47 +125,47 @@ void CheckArgs(const RopeTableArgs& args) {
   LH_CHECK(args.inv_freq != nullptr);
 }
 
-void CheckArgs(const RopeKvWriteArgs& args) {
+void CheckArgs(const RopeKvWriteArgs& args, DType activations) {
   LH_CHECK(args.q.rank() == 3 && args.kvs != nullptr && args.rows_per_kv > 0);
   const int64_t n_tokens = args.q.dim(0);
   const KvView& kv = args.kvs[0];
   CheckKv(kv);
   LH_CHECK(n_tokens % args.rows_per_kv == 0);
-  LH_CHECK(IsHeads(args.q, n_tokens, args.q.dim(1), kv.head_dim));
-  LH_CHECK(IsHeads(args.k, n_tokens, kv.n_kv_heads, kv.head_dim));
-  LH_CHECK(IsHeads(args.v, n_tokens, kv.n_kv_heads, kv.head_dim));
+  LH_CHECK(IsHeads(activations, args.q, n_tokens, args.q.dim(1), kv.head_dim));
+  LH_CHECK(IsHeads(activations, args.k, n_tokens, kv.n_kv_heads, kv.head_dim));
+  LH_CHECK(IsHeads(activations, args.v, n_tokens, kv.n_kv_heads, kv.head_dim));
   LH_CHECK(args.cos_sin.rank() == 3 && 2 * args.cos_sin.dim(1) <= kv.head_dim);
   LH_CHECK(IsF32(args.cos_sin, {n_tokens, args.cos_sin.dim(1), 2}));
 }
 
-void CheckArgs(const AttendDenseArgs& args) {
-  const int64_t n_heads = CheckQueries(args.q, args.q_begin, args.kv);
+void CheckArgs(const AttendDenseArgs& args, DType activations) {
+  const int64_t n_heads = CheckQueries(activations, args.q, args.q_begin, args.kv);
   LH_CHECK(args.window >= 0);
-  LH_CHECK(IsHeads(args.out, args.q.dim(0), n_heads, args.kv.head_dim));
+  LH_CHECK(IsHeads(activations, args.out, args.q.dim(0), n_heads, args.kv.head_dim));
   LH_CHECK(args.lse.empty() || IsF32(args.lse, {args.q.dim(0), n_heads}));
 }
 
-void CheckArgs(const AttendDecodeArgs& args) {
+void CheckArgs(const AttendDecodeArgs& args, DType activations) {
   LH_CHECK(args.q.rank() == 3 && (args.kvs != nullptr || args.q.dim(0) == 0));
   LH_CHECK(args.window >= 0);
   for (int64_t b = 0; b < args.q.dim(0); ++b) {
     CheckKv(args.kvs[b]);
     LH_CHECK(args.kvs[b].n_tokens > 0);
-    LH_CHECK(IsHeads(args.q, args.q.dim(0), args.q.dim(1), args.kvs[b].head_dim));
-    LH_CHECK(IsHeads(args.out, args.q.dim(0), args.q.dim(1), args.kvs[b].head_dim));
+    LH_CHECK(IsHeads(activations, args.q, args.q.dim(0), args.q.dim(1), args.kvs[b].head_dim));
+    LH_CHECK(IsHeads(activations, args.out, args.q.dim(0), args.q.dim(1), args.kvs[b].head_dim));
   }
 }
 
-void CheckArgs(const SampleLseArgs& args) {
-  const int64_t n_heads = CheckQueries(args.q, args.q_begin, args.kv);
+void CheckArgs(const SampleLseArgs& args, DType activations) {
+  const int64_t n_heads = CheckQueries(activations, args.q, args.q_begin, args.kv);
   CheckLocal(args.local);
   LH_CHECK(args.rows != nullptr && args.n_rows > 0);
   LH_CHECK(IsF32(args.lse_full, {n_heads, args.n_rows}));
   LH_CHECK(IsF32(args.lse_local, {n_heads, args.n_rows}));
 }
 
-void CheckArgs(const SampleMassArgs& args) {
-  const int64_t n_heads = CheckQueries(args.q, args.q_begin, args.kv);
+void CheckArgs(const SampleMassArgs& args, DType activations) {
+  const int64_t n_heads = CheckQueries(activations, args.q, args.q_begin, args.kv);
   CheckLocal(args.local);
   LH_CHECK(0 <= args.kv_head_begin && args.kv_head_begin <= args.kv_head_end);
   LH_CHECK(args.kv_head_end <= args.kv.n_kv_heads);
@@ -195,10 +200,10 @@ void CheckArgs(const SelectKeysArgs& args) {
   LH_CHECK(args.alpha != nullptr);
 }
 
-void CheckArgs(const AttendSparseArgs& args) {
-  const int64_t n_heads = CheckQueries(args.q, args.q_begin, args.kv);
+void CheckArgs(const AttendSparseArgs& args, DType activations) {
+  const int64_t n_heads = CheckQueries(activations, args.q, args.q_begin, args.kv);
   CheckPlan(args.plan);
-  LH_CHECK(IsHeads(args.out, args.q.dim(0), n_heads, args.kv.head_dim));
+  LH_CHECK(IsHeads(activations, args.out, args.q.dim(0), n_heads, args.kv.head_dim));
   LH_CHECK(IsF32(args.lse, {args.q.dim(0), n_heads}));
 }
 

@@ -3,9 +3,13 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <limits>
+#include <string>
 
 #include "kernels/base/checked_math.h"
 
@@ -40,6 +44,30 @@ absl::StatusOr<Buffer> AllocateHost(int64_t n_bytes) {
   if (data == MAP_FAILED) return no_memory();
   madvise(data, n_bytes, MADV_HUGEPAGE);  // a wish: small pages work as well
   return Buffer(data, n_bytes, [](void* block, size_t size) { munmap(block, size); });
+}
+
+void CopyHost(const void* from, void* to, int64_t n_bytes) {
+  if (n_bytes > 0) std::memcpy(to, from, static_cast<size_t>(n_bytes));
+}
+
+MemoryInfo ReadHostMemory() {
+  constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
+  MemoryInfo memory{.total_bytes = kUnlimited, .available_bytes = kUnlimited};
+  std::ifstream meminfo("/proc/meminfo");
+  std::string name, unit;
+  for (int64_t kib = 0; meminfo >> name >> kib; std::getline(meminfo, unit)) {
+    if (name == "MemTotal:") memory.total_bytes = kib * 1024;
+    if (name == "MemAvailable:") memory.available_bytes = kib * 1024;
+  }
+  for (const char* path :
+       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+    int64_t limit_bytes = 0;
+    if (std::ifstream(path) >> limit_bytes && limit_bytes > 0) {
+      memory.total_bytes = std::min(memory.total_bytes, limit_bytes);
+      memory.available_bytes = std::min(memory.available_bytes, limit_bytes);
+    }
+  }
+  return memory;
 }
 
 }  // namespace longhaul

@@ -44,7 +44,16 @@ class TimedBackend : public Backend {
   OpSeconds TakeSeconds() { return std::exchange(seconds_, OpSeconds()); }
 
   std::string Description() const override { return backend_->Description(); }
+  DType activation_dtype() const override { return backend_->activation_dtype(); }
+  bool is_host() const override { return backend_->is_host(); }
+  MemoryInfo Memory() const override { return backend_->Memory(); }
   absl::StatusOr<Buffer> Allocate(int64_t n_bytes) override { return backend_->Allocate(n_bytes); }
+  void Upload(const void* from, void* to, int64_t n_bytes) override {
+    backend_->Upload(from, to, n_bytes);
+  }
+  void Download(const void* from, void* to, int64_t n_bytes) override {
+    backend_->Download(from, to, n_bytes);
+  }
   absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight) override {
     return backend_->PrepareLinear(weight);
   }

@@ -3,10 +3,17 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <utility>
 
 namespace longhaul {
+
+// Memory of a device, or of a machine.
+struct MemoryInfo {
+  int64_t total_bytes = 0;
+  int64_t available_bytes = 0;
+};
 
 class Buffer {
  public:

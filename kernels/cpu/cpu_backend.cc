@@ -23,6 +23,11 @@ class CpuBackend : public Backend {
     return fmt::format("cpu ({}, {} threads)", SimdTargetName(), pool_.n_threads());
   }
   absl::StatusOr<Buffer> Allocate(int64_t n_bytes) override { return AllocateHost(n_bytes); }
+  MemoryInfo Memory() const override { return ReadHostMemory(); }
+  void Upload(const void* from, void* to, int64_t n_bytes) override { CopyHost(from, to, n_bytes); }
+  void Download(const void* from, void* to, int64_t n_bytes) override {
+    CopyHost(from, to, n_bytes);
+  }
 
   absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight) override {
     return gemm_.Prepare(weight);

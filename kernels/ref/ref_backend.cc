@@ -19,6 +19,11 @@ class RefBackend : public Backend {
  public:
   std::string Description() const override { return "ref (plain loops, 1 thread)"; }
   absl::StatusOr<Buffer> Allocate(int64_t n_bytes) override { return AllocateHost(n_bytes); }
+  MemoryInfo Memory() const override { return ReadHostMemory(); }
+  void Upload(const void* from, void* to, int64_t n_bytes) override { CopyHost(from, to, n_bytes); }
+  void Download(const void* from, void* to, int64_t n_bytes) override {
+    CopyHost(from, to, n_bytes);
+  }
 
   absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight) override {
     LH_CHECK(weight.rank() == 2 && weight.IsDense());
