@@ -6,9 +6,11 @@
 
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/attention_scratch.h"
+#include "kernels/cpu/decode_tile.h"
 
 namespace longhaul {
 
+using cpu::DecodeItem;
 using cpu::DenseItem;
 using cpu::FinishRow;
 using cpu::kPadFloats;
@@ -75,20 +77,14 @@ constexpr int64_t kDecodeChunkKeys = 1024;
 // One item's result for one query head: [max, sum[16], o[PaddedDim(D)]].
 int64_t DecodePartialFloats(int64_t head_dim) { return 1 + kPadFloats + PaddedDim(head_dim); }
 
-struct DecodeItem {
-  int64_t row;  // sequence of the batch
-  int64_t kv_head;
-  int64_t begin;  // keys [begin, end), less those below the window in the first tile
-  int64_t end;
-  float* partials;  // [G, DecodePartialFloats]
-};
-
 // First key that decode row b sees.
 int64_t FirstDecodeKey(const AttendDecodeArgs& args, int64_t b) {
   return cpu::FirstVisibleKey(args.kvs[b].n_tokens - 1, args.window);
 }
 
-void RunDecodeItem(const AttendDecodeArgs& args, const DecodeItem& item, ThreadScratch& scratch) {
+// partials: [G, DecodePartialFloats], written.
+void RunDecodeItem(const AttendDecodeArgs& args, const DecodeItem& item, float* partials,
+                   ThreadScratch& scratch) {
   const KvView& kv = args.kvs[item.row];
   const int64_t group = args.q.dim(1) / kv.n_kv_heads;
   RowBlock& block = scratch.rows;
@@ -99,20 +95,54 @@ void RunDecodeItem(const AttendDecodeArgs& args, const DecodeItem& item, ThreadS
   }
   for (int64_t begin = item.begin; begin < item.end; begin += kTileKeys) {
     const int64_t n_keys = std::min(kTileKeys, item.end - begin);
-    scratch.tile.LoadPage(kv, item.kv_head, begin, n_keys, /*with_values=*/true);
     const int64_t n_hidden = FirstDecodeKey(args, item.row) - begin;
-    const bool masked = n_keys < kTileKeys || n_hidden > 0;
-    if (masked) {
-      std::fill_n(block.visible(), group, cpu::LowBits(n_keys) & ~cpu::LowBits(n_hidden));
+    const uint64_t visible = cpu::LowBits(n_keys) & ~cpu::LowBits(n_hidden);
+    if (cpu::DecodeTileTakes(kv.head_dim)) {
+      const int64_t page = begin / kPageTokens;
+      const bool last = begin + kTileKeys >= item.end;
+      cpu::DecodeTile({.q = block.q(0),
+                       .n_rows = group,
+                       .head_dim = kv.head_dim,
+                       .dtype = kv.dtype,
+                       .keys = kv.Keys(page, item.kv_head),
+                       .n_keys = n_keys,
+                       .visible = visible,
+                       .next_keys = last ? nullptr : kv.Keys(page + 1, item.kv_head),
+                       .states = block.states(0),
+                       .o = block.o(0)});
+      continue;
     }
-    AttendRows(scratch.tile, block, 0, group, masked);
+    scratch.tile.LoadPage(kv, item.kv_head, begin, n_keys, /*with_values=*/true);
+    std::fill_n(block.visible(), group, visible);
+    AttendRows(scratch.tile, block, 0, group, visible != cpu::kAllKeys);
   }
   for (int64_t g = 0; g < group; ++g) {
-    float* partial = item.partials + g * DecodePartialFloats(kv.head_dim);
+    float* partial = partials + g * DecodePartialFloats(kv.head_dim);
     const RowStates state = block.states(g);
     partial[0] = *state.max;
     std::copy_n(state.sum, kPadFloats, partial + 1);
     std::copy_n(block.o(g), PaddedDim(kv.head_dim), partial + 1 + kPadFloats);
+  }
+}
+
+// The chunks of all kv heads of row b.
+void AddDecodeItems(const AttendDecodeArgs& args, int64_t b, std::vector<DecodeItem>& items) {
+  const int64_t first_key = FirstDecodeKey(args, b);
+  const int64_t first_tile = first_key - first_key % kTileKeys;
+  const int64_t n_keys = args.kvs[b].n_tokens;
+  const int64_t n_chunks = CeilDiv(n_keys, kDecodeChunkKeys) - first_key / kDecodeChunkKeys;
+  for (int64_t kv_head = 0; kv_head < args.kvs[b].n_kv_heads; ++kv_head) {
+    const int64_t first_item = static_cast<int64_t>(items.size());
+    // Chunks lie on an absolute grid: what is merged does not move with the window.
+    for (int64_t begin = first_key - first_key % kDecodeChunkKeys; begin < n_keys;
+         begin += kDecodeChunkKeys) {
+      items.push_back({.row = b,
+                       .kv_head = kv_head,
+                       .begin = std::max(begin, first_tile),
+                       .end = std::min(begin + kDecodeChunkKeys, n_keys),
+                       .first_item = first_item,
+                       .n_chunks = n_chunks});
+    }
   }
 }
 
@@ -135,46 +165,37 @@ void MergeDecode(float* partials, int64_t n, int64_t stride, int64_t head_dim, f
 
 void CpuAttention::AttendDecode(const AttendDecodeArgs& args) {
   const int64_t n_rows = args.q.dim(0);
-  const int64_t n_heads = args.q.dim(1);
   const int64_t head_dim = args.q.dim(2);
   if (n_rows == 0) return;
   const int64_t n_kv_heads = args.kvs[0].n_kv_heads;
-  const int64_t group = n_heads / n_kv_heads;
-  const int64_t partial_floats = DecodePartialFloats(head_dim);
+  const int64_t group = args.q.dim(1) / n_kv_heads;
+  const int64_t item_floats = group * DecodePartialFloats(head_dim);
 
-  std::vector<DecodeItem> items;
-  std::vector<int64_t> first_item(n_rows);  // of the row; items of a kv head are adjacent
+  std::vector<DecodeItem>& items = scratch_->decode_items;
+  items.clear();
   for (int64_t b = 0; b < n_rows; ++b) {
-    first_item[b] = static_cast<int64_t>(items.size());
     LH_CHECK(args.kvs[b].n_tokens > 0 && args.kvs[b].head_dim == head_dim);
-    const int64_t first_key = FirstDecodeKey(args, b);
-    const int64_t first_tile = first_key - first_key % kTileKeys;
-    for (int64_t kv_head = 0; kv_head < n_kv_heads; ++kv_head) {
-      // Chunks lie on an absolute grid: what is merged does not move with the window.
-      for (int64_t begin = first_key - first_key % kDecodeChunkKeys; begin < args.kvs[b].n_tokens;
-           begin += kDecodeChunkKeys) {
-        items.push_back({.row = b,
-                         .kv_head = kv_head,
-                         .begin = std::max(begin, first_tile),
-                         .end = std::min(begin + kDecodeChunkKeys, args.kvs[b].n_tokens),
-                         .partials = nullptr});
-      }
-    }
+    AddDecodeItems(args, b, items);
   }
   const int64_t n_items = static_cast<int64_t>(items.size());
-  float* partials = scratch_->partials.Ensure(n_items * group * partial_floats);
-  for (int64_t i = 0; i < n_items; ++i) items[i].partials = partials + i * group * partial_floats;
+  float* partials = scratch_->partials.Ensure(n_items * item_floats);
+  // Whoever computes the last chunk of a kv head merges all of them: a second loop over the heads
+  // would cost as much as the attention of a short sequence.
+  std::vector<std::atomic<int64_t>>& left = scratch_->chunks_left;
+  if (static_cast<int64_t>(left.size()) < n_rows * n_kv_heads) {
+    left = std::vector<std::atomic<int64_t>>(n_rows * n_kv_heads);
+  }
+  for (const DecodeItem& item : items) left[item.row * n_kv_heads + item.kv_head] = item.n_chunks;
   pool_->ParallelFor(n_items, [&](int64_t i, int thread) {
-    RunDecodeItem(args, items[i], scratch_->threads[thread]);
-  });
-  pool_->ParallelFor(n_rows * n_heads, [&](int64_t i, int) {
-    const int64_t b = i / n_heads;
-    const int64_t head = i % n_heads;
-    const int64_t n_chunks = CeilDiv(args.kvs[b].n_tokens, kDecodeChunkKeys) -
-                             FirstDecodeKey(args, b) / kDecodeChunkKeys;
-    const DecodeItem& first = items[first_item[b] + head / group * n_chunks];
-    MergeDecode(first.partials + head % group * partial_floats, n_chunks, group * partial_floats,
-                head_dim, args.out.Row<float>(b) + head * args.out.stride(1));
+    const DecodeItem& item = items[i];
+    RunDecodeItem(args, item, partials + i * item_floats, scratch_->threads[thread]);
+    if (left[item.row * n_kv_heads + item.kv_head].fetch_sub(1) > 1) return;
+    float* first = partials + item.first_item * item_floats;
+    for (int64_t g = 0; g < group; ++g) {
+      const int64_t head = item.kv_head * group + g;
+      MergeDecode(first + g * DecodePartialFloats(head_dim), item.n_chunks, item_floats, head_dim,
+                  args.out.Row<float>(item.row) + head * args.out.stride(1));
+    }
   });
 }
 

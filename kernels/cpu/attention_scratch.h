@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -150,14 +151,26 @@ void RunDenseItem(const DenseTensors& tensors, const DenseItem& item, ThreadScra
 int64_t DenseBlockTokens(int64_t n_tokens, int64_t n_heads_per_item, int64_t n_kv_heads,
                          int n_threads);
 
+// Decode: one chunk of the keys of one kv head of one row.
+struct DecodeItem {
+  int64_t row = 0;  // sequence of the batch
+  int64_t kv_head = 0;
+  int64_t begin = 0;  // keys [begin, end), less those below the window in the first tile
+  int64_t end = 0;
+  int64_t first_item = 0;  // the chunks of this kv head are items [first_item, + n_chunks)
+  int64_t n_chunks = 0;
+};
+
 }  // namespace cpu
 
 struct CpuAttention::Scratch {
   explicit Scratch(int n_threads) : threads(n_threads) {}
 
   std::vector<cpu::ThreadScratch> threads;
-  cpu::FloatBuffer partials;       // per (work item, row), merged in a fixed order
-  cpu::FloatBuffer band_partials;  // SampleMass: per (head, key chunk, band)
+  cpu::FloatBuffer partials;  // per (work item, row), merged in a fixed order
+  std::vector<cpu::DecodeItem> decode_items;
+  std::vector<std::atomic<int64_t>> chunks_left;  // AttendDecode: per (row, kv head)
+  cpu::FloatBuffer band_partials;                 // SampleMass: per (head, key chunk, band)
 };
 
 }  // namespace longhaul
