@@ -8,11 +8,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "kernels/args.h"
 #include "kernels/base/buffer.h"
 #include "kernels/base/status.h"
+#include "kernels/weight_format.h"
 
 namespace longhaul {
 
@@ -23,6 +25,9 @@ class LinearWeight {
   int64_t n_out = 0;
   int64_t n_in = 0;
   int64_t n_bytes = 0;  // memory held
+  WeightFormat format = WeightFormat::kF32;
+  // Where it can be kept on disk: all of it, for Backend::AdoptLinear. Else empty.
+  std::span<const std::byte> packed;
 };
 
 class Backend {
@@ -51,8 +56,20 @@ class Backend {
   virtual void Download(const void* from, void* to, int64_t n_bytes) = 0;
 
   // Converts a dense matrix [n_out, n_in] of any dtype in host memory, which may be unmapped
-  // afterwards.
-  virtual absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight) = 0;
+  // afterwards. InvalidArgument for a format that the backend does not have.
+  virtual absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight,
+                                                                      WeightFormat format) = 0;
+
+  // Names the form of LinearWeight::packed on this machine: bytes packed under one name serve under
+  // the same. Empty where weights are not kept.
+  virtual std::string PackedLayoutName() const { return ""; }
+  // A weight from the bytes of an earlier one, 64-byte aligned, which must outlive it.
+  // InvalidArgument when their number is not that of the shape and format.
+  virtual absl::StatusOr<std::unique_ptr<LinearWeight>> AdoptLinear(
+      int64_t /*n_out*/, int64_t /*n_in*/, WeightFormat /*format*/,
+      std::span<const std::byte> /*packed*/) {
+    return absl::UnimplementedError("this backend keeps no packed weights");
+  }
 
   virtual void Embed(const EmbedArgs& args) = 0;
   virtual void RmsNorm(const RmsNormArgs& args) = 0;

@@ -94,7 +94,8 @@ int64_t WeightLoader::ExpectedParameters() const {
 absl::StatusOr<std::unique_ptr<LinearWeight>> WeightLoader::Linear(
     const std::vector<std::string>& names, std::span<const int64_t> order) {
   LH_ASSIGN_OR_RETURN(const TensorView matrix, Stage(names, order));
-  LH_ASSIGN_OR_RETURN(std::unique_ptr<LinearWeight> weight, backend_.PrepareLinear(matrix));
+  LH_ASSIGN_OR_RETURN(std::unique_ptr<LinearWeight> weight,
+                      backend_.PrepareLinear(matrix, WeightFormat::kF32));
   n_bytes_ += weight->n_bytes;
   return weight;
 }

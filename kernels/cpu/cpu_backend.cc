@@ -29,8 +29,15 @@ class CpuBackend : public Backend {
     CopyHost(from, to, n_bytes);
   }
 
-  absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight) override {
-    return gemm_.Prepare(weight);
+  absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight,
+                                                              WeightFormat format) override {
+    return gemm_.Prepare(weight, format);
+  }
+  std::string PackedLayoutName() const override { return gemm_.PackedLayoutName(); }
+  absl::StatusOr<std::unique_ptr<LinearWeight>> AdoptLinear(
+      int64_t n_out, int64_t n_in, WeightFormat format,
+      std::span<const std::byte> packed) override {
+    return gemm_.Adopt(n_out, n_in, format, packed);
   }
 
   void Embed(const EmbedArgs& args) override { cpu::Embed(args, pool_); }

@@ -1,13 +1,14 @@
-// Linear layers of the CPU backend: oneDNN matmul in f32 on packed weights.
+// Linear layers of the CPU backend: matrix products on packed weights (packed_weight.h), cut over
+// the thread pool by rows and output columns.
 //
-// oneDNN runs one thread per call; rows and columns are cut over our own pool, so that no OpenMP
-// team spins beside our workers. The same packed weight serves prefill (hundreds of rows) and
-// decode (one row at memory bandwidth: an own Highway GEMV had nothing left to win over 108 GB/s
-// from cache and 45-56 GB/s from memory per core). Owned by CpuBackend; called from its rank's
-// thread only.
+// Rows are brought into the weight's format once per call. The same packed weight serves prefill
+// (hundreds of rows) and decode (one row at memory bandwidth). Owned by CpuBackend; called from its
+// rank's thread only.
 #pragma once
 
 #include <memory>
+#include <span>
+#include <string>
 
 #include "kernels/args.h"
 #include "kernels/backend.h"
@@ -23,7 +24,12 @@ class CpuGemm {
   CpuGemm(const CpuGemm&) = delete;
   CpuGemm& operator=(const CpuGemm&) = delete;
 
-  absl::StatusOr<std::unique_ptr<LinearWeight>> Prepare(TensorView weight);
+  // See the ops of the same names in kernels/backend.h.
+  absl::StatusOr<std::unique_ptr<LinearWeight>> Prepare(TensorView weight, WeightFormat format);
+  std::string PackedLayoutName() const;
+  absl::StatusOr<std::unique_ptr<LinearWeight>> Adopt(int64_t n_out, int64_t n_in,
+                                                      WeightFormat format,
+                                                      std::span<const std::byte> packed);
   void Linear(const LinearArgs& args);
 
  private:

@@ -10,9 +10,11 @@
 namespace longhaul {
 namespace {
 
+// What the format holds of a weight, as numbers: of kInt8 the whole multiples and their scales.
 class RefWeight : public LinearWeight {
  public:
   std::vector<float> values;  // [n_out, n_in]
+  std::vector<float> scales;  // [n_out], of kInt8
 };
 
 class RefBackend : public Backend {
@@ -25,16 +27,20 @@ class RefBackend : public Backend {
     CopyHost(from, to, n_bytes);
   }
 
-  absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight) override {
+  absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight,
+                                                              WeightFormat format) override {
     LH_CHECK(weight.rank() == 2 && weight.IsDense());
     auto prepared = std::make_unique<RefWeight>();
     prepared->n_out = weight.dim(0);
     prepared->n_in = weight.dim(1);
+    prepared->format = format;
     prepared->values.resize(weight.NumElements());
     prepared->n_bytes = weight.NumElements() * static_cast<int64_t>(sizeof(float));
     for (int64_t i = 0; i < weight.NumElements(); ++i) {
       prepared->values[i] = ref::LoadElement(weight.data(), weight.dtype(), i);
     }
+    prepared->scales =
+        ref::RoundRows(prepared->values.data(), prepared->n_out, prepared->n_in, format);
     return prepared;
   }
 
@@ -42,7 +48,11 @@ class RefBackend : public Backend {
   void RmsNorm(const RmsNormArgs& args) override { ref::RmsNorm(args); }
   void Linear(const LinearArgs& args) override {
     const auto& weight = static_cast<const RefWeight&>(*args.weight);
-    ref::Linear(args, {weight.values.data(), weight.n_out, weight.n_in});
+    ref::Linear(args, {.data = weight.values.data(),
+                       .n_out = weight.n_out,
+                       .n_in = weight.n_in,
+                       .format = weight.format,
+                       .scales = weight.scales.data()});
   }
   void SwiGlu(const SwiGluArgs& args) override { ref::SwiGlu(args); }
   void RouteExperts(const RouteExpertsArgs& args) override { ref::RouteExperts(args); }

@@ -56,15 +56,28 @@ void RmsNorm(const RmsNormArgs& args) {
   }
 }
 
-void Linear(const LinearArgs& args, MatrixF32 weight) {
+std::vector<float> RoundRows(float* x, int64_t n_rows, int64_t n, WeightFormat format) {
+  std::vector<float> scales;
+  if (format == WeightFormat::kBF16) {
+    for (int64_t i = 0; i < n_rows * n; ++i) x[i] = ToF32(ToBF16(x[i]));
+  } else if (format == WeightFormat::kInt8) {
+    for (int64_t r = 0; r < n_rows; ++r) scales.push_back(QuantizeRow(x + r * n, n, x + r * n));
+  }
+  return scales;
+}
+
+void Linear(const LinearArgs& args, const WeightMatrix& weight) {
   CheckArgs(args);
   for (int64_t t = 0; t < args.x.dim(0); ++t) {
-    const float* x = args.x.Row<float>(t);
+    std::vector<float> x(args.x.Row<float>(t), args.x.Row<float>(t) + weight.n_in);
+    const std::vector<float> x_scale = RoundRows(x.data(), 1, weight.n_in, weight.format);
     float* y = args.y.Row<float>(t);
     for (int64_t o = 0; o < weight.n_out; ++o) {
       const float* w = weight.data + o * weight.n_in;
-      double sum = args.bias.empty() ? 0.0 : args.bias.As<float>()[o];
+      double sum = 0;
       for (int64_t i = 0; i < weight.n_in; ++i) sum += double{x[i]} * w[i];
+      if (!x_scale.empty()) sum *= double{x_scale[0]} * weight.scales[o];
+      if (!args.bias.empty()) sum += args.bias.As<float>()[o];
       y[o] = static_cast<float>(args.accumulate ? y[o] + sum : sum);
     }
   }

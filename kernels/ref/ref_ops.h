@@ -2,23 +2,32 @@
 // thread, no SIMD, no cleverness. Free functions; kernels/ref/ref_backend.cc makes them a Backend.
 #pragma once
 
+#include <vector>
+
 #include "kernels/args.h"
+#include "kernels/weight_format.h"
 
 namespace longhaul::ref {
 
 // Element i of a tensor or KV row of dtype f32, bf16 or f16.
 float LoadElement(const void* data, DType dtype, int64_t i);
 
-// Row-major [n_out, n_in] f32.
-struct MatrixF32 {
+// A weight as numbers, row-major [n_out, n_in]: those of its format.
+struct WeightMatrix {
   const float* data = nullptr;
   int64_t n_out = 0;
   int64_t n_in = 0;
+  WeightFormat format = WeightFormat::kF32;
+  const float* scales = nullptr;  // [n_out], of kInt8: the weight is data * scale
 };
+
+// Makes each row of x [n_rows, n] what the format holds of it; of kInt8 that are whole multiples of
+// the scales returned, [n_rows].
+std::vector<float> RoundRows(float* x, int64_t n_rows, int64_t n, WeightFormat format);
 
 void Embed(const EmbedArgs& args);
 void RmsNorm(const RmsNormArgs& args);
-void Linear(const LinearArgs& args, MatrixF32 weight);
+void Linear(const LinearArgs& args, const WeightMatrix& weight);
 void SwiGlu(const SwiGluArgs& args);
 void RouteExperts(const RouteExpertsArgs& args);
 void GatherRows(const GatherRowsArgs& args);
