@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <fstream>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -34,32 +33,6 @@ int64_t MicrosecondsSince(Clock::time_point begin) {
   return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin).count();
 }
 
-struct MachineMemory {
-  int64_t total_bytes = std::numeric_limits<int64_t>::max();
-  int64_t available_bytes = std::numeric_limits<int64_t>::max();
-};
-
-// /proc/meminfo, lowered to the limit of the control group (a container). What cannot be read
-// limits nothing: allocation itself still fails with a status.
-MachineMemory ReadMachineMemory() {
-  MachineMemory memory;
-  std::ifstream meminfo("/proc/meminfo");
-  std::string name, unit;
-  for (int64_t kib = 0; meminfo >> name >> kib; std::getline(meminfo, unit)) {
-    if (name == "MemTotal:") memory.total_bytes = kib * 1024;
-    if (name == "MemAvailable:") memory.available_bytes = kib * 1024;
-  }
-  for (const char* path :
-       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
-    int64_t limit_bytes = 0;
-    if (std::ifstream(path) >> limit_bytes && limit_bytes > 0) {
-      memory.total_bytes = std::min(memory.total_bytes, limit_bytes);
-      memory.available_bytes = std::min(memory.available_bytes, limit_bytes);
-    }
-  }
-  return memory;
-}
-
 absl::Status DoesNotFit(const MemoryPlan& plan, int64_t total_bytes) {
   std::string layer_store;
   if (plan.layer_store_bytes > 0) {
@@ -77,8 +50,8 @@ absl::Status DoesNotFit(const MemoryPlan& plan, int64_t total_bytes) {
 }
 
 // Fills kv_pool_bytes, a whole number of pages.
-absl::Status PlanKvPool(const EngineConfig& config, const KvLayout& layout, MemoryPlan& plan) {
-  const MachineMemory memory = ReadMachineMemory();
+absl::Status PlanKvPool(const EngineConfig& config, const KvLayout& layout,
+                        const MemoryInfo& memory, MemoryPlan& plan) {
   const int64_t page_bytes = layout.PageBytes();
   int64_t n_pages = config.kv_cache_bytes / page_bytes;
   if (config.kv_cache_bytes == 0) {
@@ -332,8 +305,9 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
   MemoryPlan sizes;
   const int64_t n_logit_rows = config.max_num_seqs + config.max_prefills + 1;
   const int64_t logit_bytes = n_logit_rows * shape.vocab_size * static_cast<int64_t>(sizeof(float));
-  const int64_t arena_bytes = Transformer::WorkspaceBytes(
-      *model, config.epoch_tokens, config.max_model_len, config.max_num_seqs);
+  const int64_t arena_bytes =
+      Transformer::WorkspaceBytes(*model, backend->activation_dtype(), config.epoch_tokens,
+                                  config.max_model_len, config.max_num_seqs);
   sizes.workspace_bytes = arena_bytes + logit_bytes;
   sizes.hidden_bytes = config.max_prefills * config.epoch_tokens * shape.hidden_size *
                        static_cast<int64_t>(sizeof(float));
@@ -341,7 +315,7 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
     sizes.layer_store_bytes =
         config.max_model_len * shape.hidden_size * static_cast<int64_t>(sizeof(float));
   }
-  LH_RETURN_IF_ERROR(PlanKvPool(config, layout, sizes));
+  LH_RETURN_IF_ERROR(PlanKvPool(config, layout, backend->Memory(), sizes));
 
   LH_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(model_dir));
   LH_ASSIGN_OR_RETURN(config.model_digest, ModelDigest(model_dir, checkpoint, model->rope));
@@ -349,7 +323,7 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
   auto weights = std::make_unique<ModelWeights>(std::move(loaded));
   shape.n_parameters = weights->n_parameters;
   sizes.weight_bytes = weights->n_bytes;
-  LH_RETURN_IF_ERROR(PlanKvPool(config, layout, sizes));
+  LH_RETURN_IF_ERROR(PlanKvPool(config, layout, backend->Memory(), sizes));
 
   Runner::Memory memory;
   LH_ASSIGN_OR_RETURN(memory.kv_pool, backend->Allocate(sizes.kv_pool_bytes));

@@ -54,9 +54,8 @@ class TimedBackend : public Backend {
   void Download(const void* from, void* to, int64_t n_bytes) override {
     backend_->Download(from, to, n_bytes);
   }
-  absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight,
-                                                              WeightFormat format) override {
-    return backend_->PrepareLinear(weight, format);
+  absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight) override {
+    return backend_->PrepareLinear(weight);
   }
   void Embed(const EmbedArgs& args) override { backend_->Embed(args); }
   void RmsNorm(const RmsNormArgs& args) override { backend_->RmsNorm(args); }
@@ -138,8 +137,7 @@ absl::StatusOr<double> GemmGflops(Backend& backend) {
   const auto matrix = [&](int64_t i) {
     return TensorView(data + i * kSize * kSize, DType::kF32, {kSize, kSize});
   };
-  LH_ASSIGN_OR_RETURN(std::unique_ptr<LinearWeight> weight,
-                      backend.PrepareLinear(matrix(0), WeightFormat::kF32));
+  LH_ASSIGN_OR_RETURN(std::unique_ptr<LinearWeight> weight, backend.PrepareLinear(matrix(0)));
   double best_seconds = 1e9;
   for (int run = 0; run < 8; ++run) {
     const Clock::time_point start = Clock::now();
@@ -165,6 +163,7 @@ class Case {
                 .kv_dtype = options.kv_dtype,
                 .density = options.density,
                 .n_streaming = n_streaming};
+    shape_.n_layers = 1;
     shape_.n_heads = options.n_heads;
     shape_.n_kv_heads = options.n_kv_heads;
     shape_.head_dim = planted_.head_dim;
@@ -174,7 +173,8 @@ class Case {
     LH_ASSIGN_OR_RETURN(const PlantedAttention problem,
                         PlantedAttention::Make(planted_, *backend_));
     Arena counter;
-    CountPrefillAttention(shape_, row_.epoch_tokens, row_.n_keys, counter);
+    PrefillAttention::CountSlice(shape_, row_.epoch_tokens, counter);
+    PrefillAttention::CountLayer(shape_, row_.epoch_tokens, row_.n_keys, counter);
     LH_ASSIGN_OR_RETURN(Buffer scratch, backend_->Allocate(counter.high_water_bytes()));
     std::memset(scratch.data(), 0, scratch.n_bytes());  // a server's scratch is in memory already
     Arena arena(std::move(scratch));
@@ -222,14 +222,19 @@ class Case {
         PlanEpochAttention(options, begin, end, /*prompt_tokens=*/2 * row_.n_keys);
     ArenaScope scope(arena);
     TimedBackend timed(backend_);
-    RunPrefillAttention({.q = problem.Queries(begin, end),
-                         .q_begin = begin,
-                         .kv = problem.Kv(end),
-                         .epoch = &epoch,
-                         .alpha = alpha.data(),
-                         .out = TensorView(out.data(), DType::kF32,
-                                           {end - begin, shape_.n_heads, shape_.head_dim})},
-                        shape_, timed, arena, report);
+    PrefillAttention attention({.q_begin = begin,
+                                .n_q = end - begin,
+                                .layer_begin = 0,
+                                .layer_end = 1,
+                                .epoch = &epoch,
+                                .alpha = alpha.data()},
+                               shape_, timed, arena);
+    attention.Run({.layer = 0,
+                   .q = problem.Queries(begin, end),
+                   .kv = problem.Kv(end),
+                   .out = TensorView(out.data(), DType::kF32,
+                                     {end - begin, shape_.n_heads, shape_.head_dim})});
+    attention.Finish(report);
     const OpSeconds taken = timed.TakeSeconds();
     seconds.rows += taken.rows;
     seconds.mass += taken.mass;

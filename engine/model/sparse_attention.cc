@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "kernels/base/checked_math.h"
 #include "kernels/select_keys.h"
@@ -9,17 +10,13 @@
 namespace longhaul {
 namespace {
 
-// Everything the pipeline writes besides its output, in backend memory.
+// Everything the pipeline writes in one layer besides its output and the records.
 struct Scratch {
-  int32_t* rows = nullptr;    // [R]
-  float* alpha = nullptr;     // [H]
-  uint8_t* skip = nullptr;    // [H] plan entry final after pass 1
-  uint8_t* repair = nullptr;  // [H]
-  TensorView lse_full;        // [H, R] f32
-  TensorView lse_local;       // [H, R] f32
-  TensorView lse_sparse;      // [T, H] f32
-  TensorView recall;          // [H, R - n_voting] f32
-  SparsePlan plan;
+  uint8_t* skip = nullptr;     // [H] plan entry final after pass 1
+  TensorView lse_full;         // [H, R] f32
+  TensorView lse_local;        // [H, R] f32
+  TensorView lse_sparse;       // [T, H] f32
+  SparsePlan plan;             // kind and kept_pairs belong to the records
   int64_t range_kv_heads = 0;  // kv heads whose mass is computed at a time
   TensorView mass_sum;         // [range_kv_heads * G, N] f32
   TensorView mass_max;         // [range_kv_heads * G, N] f32
@@ -32,7 +29,6 @@ struct ScratchShape {
   int64_t n_q = 0;         // T
   int64_t n_keys = 0;      // N
   int64_t n_rows = 0;      // R
-  int64_t n_audit = 0;
   int64_t stripe_width = 1;
   bool mass = true;  // false: nothing is sampled (streaming)
   bool bands = true;
@@ -44,11 +40,8 @@ T* AllocateArray(Arena& arena, DType dtype, int64_t n) {
 }
 
 void AllocatePlanLists(const ScratchShape& s, Arena& arena, SparsePlan& plan) {
-  plan.kind = AllocateArray<int32_t>(arena, DType::kI32, s.n_heads);
   plan.n_stripes = AllocateArray<int32_t>(arena, DType::kI32, s.n_heads);
   plan.n_bands = AllocateArray<int32_t>(arena, DType::kI32, s.n_heads);
-  plan.kept_pairs = reinterpret_cast<int64_t*>(
-      AllocateArray<uint8_t>(arena, DType::kU8, s.n_heads * static_cast<int64_t>(sizeof(int64_t))));
   if (!s.mass) return;
   // A head that wants more than half of all keys does not fit and becomes dense, which is cheaper.
   plan.max_stripes = CeilDiv(s.n_keys, 2 * s.stripe_width) + 1;
@@ -60,14 +53,10 @@ void AllocatePlanLists(const ScratchShape& s, Arena& arena, SparsePlan& plan) {
 
 Scratch AllocateScratch(const ScratchShape& s, Arena& arena) {
   Scratch scratch;
-  scratch.rows = AllocateArray<int32_t>(arena, DType::kI32, s.n_rows);
-  scratch.alpha = AllocateArray<float>(arena, DType::kF32, s.n_heads);
   scratch.skip = AllocateArray<uint8_t>(arena, DType::kU8, s.n_heads);
-  scratch.repair = AllocateArray<uint8_t>(arena, DType::kU8, s.n_heads);
   scratch.lse_full = arena.Allocate(DType::kF32, {s.n_heads, s.n_rows});
   scratch.lse_local = arena.Allocate(DType::kF32, {s.n_heads, s.n_rows});
   scratch.lse_sparse = arena.Allocate(DType::kF32, {s.n_q, s.n_heads});
-  scratch.recall = arena.Allocate(DType::kF32, {s.n_heads, s.n_audit});
   AllocatePlanLists(s, arena, scratch.plan);
   if (!s.mass) return scratch;
 
@@ -91,47 +80,46 @@ Scratch AllocateScratch(const ScratchShape& s, Arena& arena) {
   return scratch;
 }
 
-// One sparse run: the steps below share these and are called in the order of Run().
-class SparseEpochRun {
+// One layer under the policy: the steps below share these and are called in the order of Run().
+class SparseLayerRun {
  public:
-  SparseEpochRun(const PrefillAttentionArgs& args, const ModelShape& shape, Backend& backend,
-                 Arena& arena)
-      : policy_(args.epoch->policy),
+  // `layer` counts from the first of the slice.
+  SparseLayerRun(const PrefillAttention::LayerArgs& args, const EpochAttention& epoch,
+                 int64_t q_begin, const SliceRecords& records, int64_t layer, const int32_t* rows,
+                 const ModelShape& shape, Backend& backend, Arena& arena)
+      : policy_(epoch.policy),
         backend_(backend),
         n_heads_(shape.n_heads),
         n_kv_heads_(shape.n_kv_heads),
-        n_q_(args.epoch->n_policy_rows),
-        q_begin_(args.q_begin),
+        n_q_(epoch.n_policy_rows),
+        q_begin_(q_begin),
         scale_(1.0f / std::sqrt(static_cast<float>(shape.head_dim))),
         q_(args.q.Slice(0, n_q_)),
         out_(args.out.Slice(0, n_q_)),
         kv_(args.kv),
-        s_(AllocateScratch(
-            ScratchShape{.n_heads = n_heads_,
-                         .n_kv_heads = n_kv_heads_,
-                         .n_q = n_q_,
-                         .n_keys = q_begin_ + n_q_,
-                         .n_rows = static_cast<int64_t>(policy_.rows.size()),
-                         .n_audit = static_cast<int64_t>(policy_.rows.size()) - policy_.n_voting,
-                         .stripe_width = policy_.stripe_width,
-                         .mass = policy_.sample,
-                         .bands = policy_.bands},
-            arena)) {
+        rows_(rows),
+        alpha_(records.Alpha(layer)),
+        repair_(records.Repair(layer)),
+        recall_(records.Recall(layer), DType::kF32, {n_heads_, records.n_audit}),
+        s_(AllocateScratch(ScratchShape{.n_heads = n_heads_,
+                                        .n_kv_heads = n_kv_heads_,
+                                        .n_q = n_q_,
+                                        .n_keys = q_begin_ + n_q_,
+                                        .n_rows = static_cast<int64_t>(policy_.rows.size()),
+                                        .stripe_width = policy_.stripe_width,
+                                        .mass = policy_.sample,
+                                        .bands = policy_.bands},
+                           arena)) {
     kv_.n_tokens = q_begin_ + n_q_;
-    std::copy(policy_.rows.begin(), policy_.rows.end(), s_.rows);
+    s_.plan.kind = records.Kind(layer);
+    s_.plan.kept_pairs = records.KeptPairs(layer);
     s_.plan.local = policy_.local;
     s_.plan.stripe_width = policy_.stripe_width;
-    // Streaming keeps the local keys whatever they hold.
-    if (policy_.sample) {
-      std::copy_n(args.alpha, n_heads_, s_.alpha);
-    } else {
-      std::fill_n(s_.alpha, n_heads_, 0.0f);
-    }
   }
 
-  void Run(float* alpha, SparseReport& report) {
+  void Run() {
     SampleRows();
-    SelectStreaming();
+    if (skip() != nullptr) SelectStreaming();
     if (policy_.sample) SelectByMass();
     backend_.AttendSparse({.q = q_,
                            .q_begin = q_begin_,
@@ -141,12 +129,12 @@ class SparseEpochRun {
                            .out = out_,
                            .lse = s_.lse_sparse});
     AuditAndRepair();
-    if (policy_.sample) std::copy_n(s_.alpha, n_heads_, alpha);
-    Report(report);
   }
 
  private:
   int64_t n_rows() const { return static_cast<int64_t>(policy_.rows.size()); }
+  // As published, no head is excused from sampling.
+  uint8_t* skip() const { return policy_.scope == MassScope::kAll ? nullptr : s_.skip; }
 
   void SampleRows() {
     backend_.SampleLse({.q = q_,
@@ -154,24 +142,20 @@ class SparseEpochRun {
                         .kv = kv_,
                         .scale = scale_,
                         .local = policy_.local,
-                        .rows = s_.rows,
+                        .rows = rows_,
                         .n_rows = n_rows(),
                         .lse_full = s_.lse_full,
                         .lse_local = s_.lse_local});
   }
 
   void SelectStreaming() {
-    if (policy_.scope == MassScope::kAll) {  // as published, no head is excused from sampling
-      std::fill_n(s_.skip, n_heads_, uint8_t{0});
-      return;
-    }
     backend_.SelectStreaming({.q_begin = q_begin_,
                               .n_q = n_q_,
                               .n_voting = policy_.n_voting,
                               .lse_full = s_.lse_full,
                               .lse_local = s_.lse_local,
-                              .alpha = s_.alpha,
-                              .skip = s_.skip,
+                              .alpha = alpha_,
+                              .skip = skip(),
                               .plan = s_.plan});
   }
 
@@ -190,11 +174,11 @@ class SparseEpochRun {
                            .scale = scale_,
                            .local = policy_.local,
                            .scope = policy_.scope,
-                           .rows = s_.rows,
+                           .rows = rows_,
                            .n_voting = policy_.n_voting,
                            .kv_head_begin = begin,
                            .kv_head_end = end,
-                           .skip = s_.skip,
+                           .skip = skip(),
                            .lse_full = s_.lse_full,
                            .mass_sum = mass_sum,
                            .mass_max = mass_max,
@@ -209,8 +193,8 @@ class SparseEpochRun {
                            .mass_sum = mass_sum,
                            .mass_max = mass_max,
                            .band_mass = band_mass,
-                           .alpha = s_.alpha,
-                           .skip = s_.skip,
+                           .alpha = alpha_,
+                           .skip = skip(),
                            .keep_max = policy_.keep_max,
                            .dense_cost_fraction = policy_.dense_cost_fraction,
                            .plan = s_.plan});
@@ -218,7 +202,7 @@ class SparseEpochRun {
   }
 
   void AuditAndRepair() {
-    backend_.Audit({.rows = s_.rows,
+    backend_.Audit({.rows = rows_,
                     .n_voting = policy_.n_voting,
                     .n_rows = n_rows(),
                     .lse_full = s_.lse_full,
@@ -226,40 +210,17 @@ class SparseEpochRun {
                     .floor = policy_.recall_floor,
                     .target = policy_.recall_target,
                     .kind = s_.plan.kind,
-                    .recall = s_.recall,
-                    .repair = s_.repair,
-                    .alpha = s_.alpha});
-    backend_.Synchronize();  // the flags, and later the report, are read here
-    if (std::find(s_.repair, s_.repair + n_heads_, 1) == s_.repair + n_heads_) return;
+                    .recall = recall_,
+                    .repair = repair_,
+                    .alpha = alpha_});
+    // Mostly no head is to be repaired; a backend finds that out for itself, cheaper than a wait.
     backend_.AttendDense({.q = q_,
                           .q_begin = q_begin_,
                           .kv = kv_,
                           .scale = scale_,
-                          .head_mask = s_.repair,
+                          .head_mask = repair_,
                           .out = out_,
                           .lse = {}});
-  }
-
-  void Report(SparseReport& report) const {
-    const int64_t dense_pairs = CausalPairs({q_begin_, q_begin_ + n_q_});
-    for (int64_t head = 0; head < n_heads_; ++head) {
-      const auto kind = static_cast<HeadKind>(s_.plan.kind[head]);
-      const bool repaired = s_.repair[head] != 0;
-      const bool exact = repaired || kind == HeadKind::kDense;
-      report.kept_pairs += exact ? dense_pairs : s_.plan.kept_pairs[head];
-      report.causal_pairs += dense_pairs;
-      ++report.n_head_epochs;
-      if (repaired) {
-        ++report.n_repaired;
-      } else if (kind == HeadKind::kDense) {
-        ++report.n_dense;
-      } else if (kind == HeadKind::kStreaming) {
-        ++report.n_streaming;
-      }
-      for (int64_t i = 0; i < s_.recall.dim(1); ++i) {
-        report.AddRecall(exact ? 1.0f : s_.recall.Row<float>(head)[i]);
-      }
-    }
   }
 
   const EpochPolicy& policy_;
@@ -269,9 +230,13 @@ class SparseEpochRun {
   const int64_t n_q_;
   const int64_t q_begin_;
   const float scale_;
-  const TensorView q_;    // [n_q, H, D] f32
-  const TensorView out_;  // [n_q, H, D] f32
-  KvView kv_;             // n_tokens = q_begin + n_q
+  const TensorView q_;         // [n_q, H, D] act
+  const TensorView out_;       // [n_q, H, D] act
+  KvView kv_;                  // n_tokens = q_begin + n_q
+  const int32_t* const rows_;  // [R]
+  float* const alpha_;         // [H] of this layer, as the next three
+  uint8_t* const repair_;      // [H]
+  const TensorView recall_;    // [H, n_audit] f32
   Scratch s_;
 };
 
@@ -292,41 +257,135 @@ EpochAttention PlanEpochAttention(const SparseOptions& options, int64_t begin, i
   return epoch;
 }
 
-void RunPrefillAttention(const PrefillAttentionArgs& args, const ModelShape& shape,
-                         Backend& backend, Arena& arena, SparseReport& report) {
-  ArenaScope scope(arena);
-  const int64_t n_q = args.q.dim(0);
-  const bool windowed = args.window > 0 && args.window < args.q_begin + n_q;
-  const int64_t n_policy_rows = windowed ? 0 : args.epoch->n_policy_rows;
-  if (n_policy_rows > 0) {
-    SparseEpochRun(args, shape, backend, arena).Run(args.alpha, report);
-  }
-  if (n_policy_rows == n_q) return;
-  const int64_t exact_begin = args.q_begin + n_policy_rows;
-  backend.AttendDense({.q = args.q.Slice(n_policy_rows, n_q),
-                       .q_begin = exact_begin,
-                       .kv = args.kv,
-                       .scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim)),
-                       .window = windowed ? args.window : 0,
-                       .head_mask = nullptr,
-                       .out = args.out.Slice(n_policy_rows, n_q),
-                       .lse = {}});
-  const int64_t exact_pairs =
-      shape.n_heads * (windowed ? WindowPairs(exact_begin, args.q_begin + n_q, args.window)
-                                : CausalPairs({exact_begin, args.q_begin + n_q}));
-  report.kept_pairs += exact_pairs;
-  report.causal_pairs += exact_pairs;
+int64_t SliceRecords::NumBytes() const {
+  const auto per_cell =
+      static_cast<int64_t>(sizeof(int64_t) + sizeof(float) + sizeof(int32_t) + sizeof(uint8_t)) +
+      n_audit * static_cast<int64_t>(sizeof(float));
+  return n_layers * n_heads * per_cell;
 }
 
-void CountPrefillAttention(const ModelShape& shape, int64_t n_q, int64_t n_keys, Arena& arena) {
-  ArenaScope scope(arena);
+// The widest first, so that each array is aligned.
+int64_t* SliceRecords::KeptPairs(int64_t layer) const {
+  return reinterpret_cast<int64_t*>(block) + layer * n_heads;
+}
+float* SliceRecords::Alpha(int64_t layer) const {
+  return reinterpret_cast<float*>(KeptPairs(n_layers)) + layer * n_heads;
+}
+float* SliceRecords::Recall(int64_t layer) const {
+  return Alpha(n_layers) + layer * n_heads * n_audit;
+}
+int32_t* SliceRecords::Kind(int64_t layer) const {
+  return reinterpret_cast<int32_t*>(Recall(n_layers)) + layer * n_heads;
+}
+uint8_t* SliceRecords::Repair(int64_t layer) const {
+  return reinterpret_cast<uint8_t*>(Kind(n_layers)) + layer * n_heads;
+}
+
+PrefillAttention::PrefillAttention(const Slice& slice, const ModelShape& shape, Backend& backend,
+                                   Arena& arena)
+    : slice_(slice), shape_(shape), backend_(backend), arena_(arena) {
+  const EpochPolicy& policy = slice.epoch->policy;
+  const int64_t n_layers = slice.layer_end - slice.layer_begin;
+  sampled_.resize(n_layers, false);
+  if (slice.epoch->n_policy_rows == 0) return;
+  const auto n_rows = static_cast<int64_t>(policy.rows.size());
+  records_ = {.n_layers = n_layers, .n_heads = shape.n_heads, .n_audit = n_rows - policy.n_voting};
+  records_.block = AllocateArray<std::byte>(arena, DType::kU8, records_.NumBytes());
+  rows_ = AllocateArray<int32_t>(arena, DType::kI32, n_rows);
+  backend.Upload(policy.rows.data(), rows_, n_rows * static_cast<int64_t>(sizeof(int32_t)));
+  const int64_t n_cells = n_layers * shape.n_heads;
+  const int64_t alpha_bytes = n_cells * static_cast<int64_t>(sizeof(float));
+  if (policy.sample) {
+    backend.Upload(slice.alpha, records_.Alpha(0), alpha_bytes);
+  } else {  // streaming keeps the local keys whatever they hold
+    backend.Upload(std::vector<float>(n_cells, 0.0f).data(), records_.Alpha(0), alpha_bytes);
+  }
+}
+
+void PrefillAttention::Run(const LayerArgs& args) {
+  ArenaScope scope(arena_);
+  const int64_t n_q = slice_.n_q;
+  const int64_t end = slice_.q_begin + n_q;
+  const bool windowed = args.window > 0 && args.window < end;
+  const int64_t n_policy_rows = windowed ? 0 : slice_.epoch->n_policy_rows;
+  if (n_policy_rows > 0) {
+    const int64_t layer = args.layer - slice_.layer_begin;
+    sampled_[layer] = true;
+    SparseLayerRun(args, *slice_.epoch, slice_.q_begin, records_, layer, rows_, shape_, backend_,
+                   arena_)
+        .Run();
+  }
+  if (n_policy_rows == n_q) return;
+  const int64_t exact_begin = slice_.q_begin + n_policy_rows;
+  backend_.AttendDense({.q = args.q.Slice(n_policy_rows, n_q),
+                        .q_begin = exact_begin,
+                        .kv = args.kv,
+                        .scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)),
+                        .window = windowed ? args.window : 0,
+                        .head_mask = nullptr,
+                        .out = args.out.Slice(n_policy_rows, n_q),
+                        .lse = {}});
+  exact_pairs_ += shape_.n_heads * (windowed ? WindowPairs(exact_begin, end, args.window)
+                                             : CausalPairs({exact_begin, end}));
+}
+
+void PrefillAttention::Finish(SparseReport& report) {
+  report.kept_pairs += exact_pairs_;
+  report.causal_pairs += exact_pairs_;
+  if (std::find(sampled_.begin(), sampled_.end(), true) == sampled_.end()) return;
+  std::vector<std::byte> copy(records_.NumBytes());
+  backend_.Download(records_.block, copy.data(), records_.NumBytes());
+  backend_.Synchronize();
+  SliceRecords records = records_;
+  records.block = copy.data();
+  for (int64_t layer = 0; layer < records.n_layers; ++layer) {
+    if (!sampled_[layer]) continue;
+    if (slice_.epoch->policy.sample) {
+      std::copy_n(records.Alpha(layer), shape_.n_heads, slice_.alpha + layer * shape_.n_heads);
+    }
+    Report(layer, records, report);
+  }
+}
+
+void PrefillAttention::Report(int64_t layer, const SliceRecords& records,
+                              SparseReport& report) const {
+  const int64_t q_begin = slice_.q_begin;
+  const int64_t dense_pairs = CausalPairs({q_begin, q_begin + slice_.epoch->n_policy_rows});
+  for (int64_t head = 0; head < shape_.n_heads; ++head) {
+    const auto kind = static_cast<HeadKind>(records.Kind(layer)[head]);
+    const bool repaired = records.Repair(layer)[head] != 0;
+    const bool exact = repaired || kind == HeadKind::kDense;
+    report.kept_pairs += exact ? dense_pairs : records.KeptPairs(layer)[head];
+    report.causal_pairs += dense_pairs;
+    ++report.n_head_epochs;
+    if (repaired) {
+      ++report.n_repaired;
+    } else if (kind == HeadKind::kDense) {
+      ++report.n_dense;
+    } else if (kind == HeadKind::kStreaming) {
+      ++report.n_streaming;
+    }
+    const float* recall = records.Recall(layer) + head * records.n_audit;
+    for (int64_t i = 0; i < records.n_audit; ++i) report.AddRecall(exact ? 1.0f : recall[i]);
+  }
+}
+
+void PrefillAttention::CountSlice(const ModelShape& shape, int64_t n_q, Arena& arena) {
   const int64_t n_rows = MaxEpochRows(n_q);
+  const SliceRecords records{
+      .n_layers = shape.n_layers, .n_heads = shape.n_heads, .n_audit = n_rows};
+  AllocateArray<uint8_t>(arena, DType::kU8, records.NumBytes());
+  AllocateArray<int32_t>(arena, DType::kI32, n_rows);
+}
+
+void PrefillAttention::CountLayer(const ModelShape& shape, int64_t n_q, int64_t n_keys,
+                                  Arena& arena) {
+  ArenaScope scope(arena);
   AllocateScratch(ScratchShape{.n_heads = shape.n_heads,
                                .n_kv_heads = shape.n_kv_heads,
                                .n_q = n_q,
                                .n_keys = n_keys,
-                               .n_rows = n_rows,
-                               .n_audit = n_rows},
+                               .n_rows = MaxEpochRows(n_q)},
                   arena);
 }
 

@@ -38,28 +38,30 @@ class Transformer {
 
   // Arena bytes of the largest step: epochs of epoch_tokens at up to max_tokens context, batches of
   // max_decode_rows. Linear in each.
-  static int64_t WorkspaceBytes(const ModelConfig& config, int64_t epoch_tokens, int64_t max_tokens,
-                                int64_t max_decode_rows);
+  static int64_t WorkspaceBytes(const ModelConfig& config, DType activations, int64_t epoch_tokens,
+                                int64_t max_tokens, int64_t max_decode_rows);
 
  private:
   // Token rows that pass the layers together: an epoch of one prompt, or one row of each decoding
-  // sequence. kvs_ holds their sequences.
+  // sequence. kvs_ holds their sequences, kvs_copy a copy of it.
   struct Batch {
-    const int32_t* token_ids = nullptr;  // [T]
-    const int64_t* positions = nullptr;  // [T]
+    const int32_t* token_ids = nullptr;  // [T] in backend memory
+    const int64_t* positions = nullptr;  // [T] in backend memory
     int64_t rows_per_kv = 0;             // T for an epoch, 1 when decoding
+    const KvView* kvs_copy = nullptr;    // in backend memory
     int32_t layer_begin = 0;
     int32_t layer_end = 0;
-    const EpochAttention* epoch = nullptr;  // null when decoding
-    SparseState* sparse_state = nullptr;    // of an epoch
-    SparseReport* report = nullptr;         // of an epoch
+    PrefillAttention* prefill = nullptr;  // null when decoding
   };
 
   // x: [T, E] f32, the residual stream. Logits of the last logits.dim(0) rows.
   void Forward(const Batch& batch, TensorView x, TensorView logits, Arena& arena);
   // x += what the layer's feed-forward network, or its mixture of experts, makes of normed [T, E].
   void FeedForward(const LayerWeights& weights, TensorView normed, TensorView x, Arena& arena);
-  void Attend(const Batch& batch, int32_t layer, TensorView q, TensorView out, Arena& arena);
+  void Attend(const Batch& batch, int32_t layer, TensorView q, TensorView out);
+  // A copy of `values` in backend memory, of this step.
+  template <typename T>
+  T* UploadArray(std::span<const T> values, Arena& arena);
 
   const ModelConfig& config_;
   const ModelWeights& weights_;
@@ -67,6 +69,7 @@ class Transformer {
   const KvLayout layout_;
   void* const kv_pool_;
   const std::vector<double> inv_freq_;  // [P]
+  std::vector<int64_t> positions_;      // of the batch
   std::vector<KvView> kvs_;             // sequences of the batch, at the layer being computed
 };
 
