@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -12,34 +11,16 @@
 namespace longhaul {
 namespace {
 
-// Rows of one tile of the attention kernel. A tile of 64 rows meets a diagonal band in a
-// parallelogram that it can only load as a rectangle of kBandWidth + 64 - 1 keys.
-constexpr int64_t kRowTile = 64;
-
-// 1 + 2 + ... + n.
-int64_t Triangle(int64_t n) { return n <= 0 ? 0 : n * (n + 1) / 2; }
-
-// Sum over x in [begin, end) of clamp(x, 0, limit).
-int64_t SumClamped(int64_t begin, int64_t end, int64_t limit) {
-  const auto prefix = [limit](int64_t n) {  // over x in [0, n)
-    if (n <= 0) return int64_t{0};
-    const int64_t n_rising = std::min(n, limit + 1);
-    return Triangle(n_rising - 1) + (n - n_rising) * limit;
-  };
-  return prefix(end) - prefix(begin);
-}
-
-int64_t PaddedBandCost(int64_t pairs) {
-  return CeilDiv(pairs * (kBandWidth + kRowTile - 1), kBandWidth);
-}
-
-// Sum over the voting rows of the mass that the local pattern holds.
-double LocalMass(TensorView lse_full, TensorView lse_local, int64_t head, int64_t n_voting) {
+// What the voting rows must keep beyond the local pattern, FixedMass; at most 0 = nothing.
+int64_t NeedBeyondLocal(float alpha, TensorView lse_full, TensorView lse_local, int64_t head,
+                        int64_t n_voting) {
   const float* full = lse_full.Row<float>(head);
   const float* local = lse_local.Row<float>(head);
-  double mass = 0;
-  for (int64_t r = 0; r < n_voting; ++r) mass += std::exp(double{local[r]} - double{full[r]});
-  return mass;
+  int64_t need = FixedMass(double{alpha} * static_cast<double>(n_voting));
+  for (int64_t r = 0; r < n_voting; ++r) {
+    need -= FixedMass(std::exp(double{local[r]} - double{full[r]}));
+  }
+  return need;
 }
 
 void SetKind(const SparsePlan& plan, int64_t head, HeadKind kind, int64_t kept_pairs) {
@@ -48,13 +29,6 @@ void SetKind(const SparsePlan& plan, int64_t head, HeadKind kind, int64_t kept_p
   plan.n_bands[head] = 0;
   plan.kept_pairs[head] = kept_pairs;
 }
-
-struct Candidate {
-  double mass = 0;     // over all voting rows
-  float max_mass = 0;  // largest share of one voting row
-  int64_t pairs = 0;   // what it adds to the kept pairs; 0 = the local pattern covers it
-  float score = 0;     // the larger, the earlier it is taken
-};
 
 // The candidates of one head and the three passes over them.
 class HeadBudget {
@@ -72,20 +46,13 @@ class HeadBudget {
 
   // Takes candidates until their mass reaches `need`. False when they do not fit the plan or cost
   // more than the cap: the head is better dense.
-  bool Take(double need);
+  bool Take(int64_t need);
 
  private:
-  // 8 buckets per octave, 32 octaves below the best score; the last bucket holds the rest.
-  static constexpr int kBuckets = 256;
-  static constexpr int kBucketShift = 20;  // of f32 bits: exponent and three bits of mantissa
-
   Candidate Stripe(int64_t begin) const;
   Candidate Band(int64_t band) const;
   bool IsForced(const Candidate& c) const { return c.max_mass >= args_.keep_max; }
-  int BucketOf(float score) const {
-    const uint32_t distance = std::bit_cast<uint32_t>(best_score_) - std::bit_cast<uint32_t>(score);
-    return std::min<uint32_t>(distance >> kBucketShift, kBuckets - 1);
-  }
+  int BucketOf(float score) const { return ScoreBucket(best_score_, score); }
 
   // Calls visit(candidate, stripe_begin or -1, band or -1) for every candidate with mass: stripes
   // by key, then bands.
@@ -102,32 +69,18 @@ class HeadBudget {
 };
 
 Candidate HeadBudget::Stripe(int64_t begin) const {
-  const SparsePlan& plan = args_.plan;
-  Candidate c;
-  const int64_t end = std::min(begin + plan.stripe_width, rows_.q_end);
+  double mass = 0;
+  float max_mass = 0;
+  const int64_t end = std::min(begin + args_.plan.stripe_width, rows_.q_end);
   for (int64_t key = begin; key < end; ++key) {
-    c.mass += mass_sum_[key];
-    c.max_mass = std::max(c.max_mass, mass_max_[key]);
+    mass += mass_sum_[key];
+    max_mass = std::max(max_mass, mass_max_[key]);
   }
-  if (c.mass <= 0) return c;
-  c.pairs = StripePairs(rows_, plan.local, begin, plan.stripe_width);
-  if (args_.scope == MassScope::kAll) {
-    c.score = static_cast<float>(c.mass);
-  } else if (c.pairs > 0) {
-    c.score = static_cast<float>(c.mass / static_cast<double>(c.pairs));
-  }
-  return c;
+  return StripeCandidate(rows_, args_.plan, args_.scope, begin, mass, max_mass);
 }
 
 Candidate HeadBudget::Band(int64_t band) const {
-  Candidate c;
-  c.mass = band_mass_[band];
-  if (c.mass <= 0) return c;
-  c.pairs = BandPairs(rows_, args_.plan.local, band);
-  if (c.pairs > 0) {
-    c.score = static_cast<float>(c.mass / static_cast<double>(PaddedBandCost(c.pairs)));
-  }
-  return c;
+  return BandCandidate(rows_, args_.plan, band, band_mass_[band]);
 }
 
 template <typename Visit>
@@ -144,7 +97,7 @@ void HeadBudget::ForEach(Visit&& visit) const {
   }
 }
 
-bool HeadBudget::Take(double need) {
+bool HeadBudget::Take(int64_t need) {
   // Pass 1: what is kept whatever its sum, and the top of the histogram.
   ForEach([&](const Candidate& c, int64_t, int64_t) {
     if (IsForced(c)) {
@@ -155,17 +108,17 @@ bool HeadBudget::Take(double need) {
   });
 
   // Pass 2: mass by bucket of score, best first; the cut-off is where the need is met.
-  std::array<double, kBuckets> bucket_mass{};
+  std::array<int64_t, kScoreBuckets> bucket_mass{};
   ForEach([&](const Candidate& c, int64_t, int64_t) {
     if (!IsForced(c)) bucket_mass[BucketOf(c.score)] += c.mass;
   });
   int cut = -1;  // the last bucket that is taken, perhaps in part
-  double cut_need = 0;
-  while (need > 0 && cut + 1 < kBuckets) {
+  int64_t cut_need = 0;
+  while (need > 0 && cut + 1 < kScoreBuckets) {
     cut_need = need;
     need -= bucket_mass[++cut];
   }
-  if (need > 0) cut_need = std::numeric_limits<double>::infinity();  // all of it is not enough
+  if (need > 0) cut_need = std::numeric_limits<int64_t>::max();  // all of it is not enough
 
   // Pass 3: compaction, in key order.
   const SparsePlan& plan = args_.plan;
@@ -204,47 +157,16 @@ bool HeadBudget::Take(double need) {
   return true;
 }
 
-// A step of the whole error: the audit is a mean over few rows, but so is the choice that it judges.
-float SteeredAlpha(float alpha, float target, double recall) {
-  constexpr double kMaxAlpha = 0.995;  // 1 would mean dense, and nothing would be measured any more
-  const double stepped = double{alpha} + double{target} - recall;
-  return static_cast<float>(
-      std::clamp(stepped, double{target}, std::max(double{target}, kMaxAlpha)));
-}
-
 }  // namespace
-
-int64_t CausalPairs(EpochRows rows) { return Triangle(rows.q_end) - Triangle(rows.q_begin); }
-
-int64_t LocalPairs(EpochRows rows, LocalPattern local) {
-  return SumClamped(rows.q_begin + 1, rows.q_end + 1, local.sink + local.window);
-}
-
-int64_t RemoteRows(EpochRows rows, LocalPattern local, int64_t key) {
-  if (key < local.sink) return 0;
-  return std::max<int64_t>(0, rows.q_end - std::max(rows.q_begin, key + local.window));
-}
-
-int64_t StripePairs(EpochRows rows, LocalPattern local, int64_t begin, int64_t width) {
-  int64_t pairs = 0;
-  for (int64_t key = begin; key < begin + width; ++key) pairs += RemoteRows(rows, local, key);
-  return pairs;
-}
-
-int64_t BandPairs(EpochRows rows, LocalPattern local, int64_t band) {
-  // Row i meets offsets [64 band, 64 band + 64) as far as key i - offset is not a sink.
-  const int64_t first_row = local.sink + band * kBandWidth;  // the first that meets one key
-  return SumClamped(rows.q_begin - first_row + 1, rows.q_end - first_row + 1, kBandWidth);
-}
 
 void SelectKeysOfHead(const SelectKeysArgs& args, int64_t head) {
   if (args.skip != nullptr && args.skip[head]) return;
   const EpochRows rows{args.q_begin, args.q_begin + args.n_q};
   const double alpha = args.alpha[head];
   if (alpha >= 1) return SetKind(args.plan, head, HeadKind::kDense, CausalPairs(rows));
-  double need = alpha * static_cast<double>(args.n_voting);
+  int64_t need = FixedMass(alpha * static_cast<double>(args.n_voting));
   if (args.scope == MassScope::kRemote) {
-    need -= LocalMass(args.lse_full, args.lse_local, head, args.n_voting);
+    need = NeedBeyondLocal(args.alpha[head], args.lse_full, args.lse_local, head, args.n_voting);
     if (need <= 0) {
       return SetKind(args.plan, head, HeadKind::kStreaming, LocalPairs(rows, args.plan.local));
     }
@@ -256,13 +178,10 @@ void SelectKeysOfHead(const SelectKeysArgs& args, int64_t head) {
 
 void SelectStreamingOfHead(const SelectStreamingArgs& args, int64_t head) {
   const EpochRows rows{args.q_begin, args.q_begin + args.n_q};
-  const double alpha = args.alpha[head];
   args.skip[head] = 1;
-  if (alpha >= 1) return SetKind(args.plan, head, HeadKind::kDense, CausalPairs(rows));
-  // The same expression as in SelectKeysOfHead: the two must agree to the last bit.
-  const double need = alpha * static_cast<double>(args.n_voting) -
-                      LocalMass(args.lse_full, args.lse_local, head, args.n_voting);
-  if (need <= 0) {
+  if (args.alpha[head] >= 1) return SetKind(args.plan, head, HeadKind::kDense, CausalPairs(rows));
+  // As in SelectKeysOfHead.
+  if (NeedBeyondLocal(args.alpha[head], args.lse_full, args.lse_local, head, args.n_voting) <= 0) {
     return SetKind(args.plan, head, HeadKind::kStreaming, LocalPairs(rows, args.plan.local));
   }
   args.skip[head] = 0;

@@ -9,25 +9,9 @@
 #include <cstdint>
 
 #include "kernels/args.h"
+#include "kernels/select_math.h"
 
 namespace longhaul {
-
-// Rows [q_begin, q_end) of an epoch. Pairs are (row, key) with key <= row.
-struct EpochRows {
-  int64_t q_begin = 0;
-  int64_t q_end = 0;
-};
-
-// All visible pairs.
-int64_t CausalPairs(EpochRows rows);
-// Pairs whose key is local to their row.
-int64_t LocalPairs(EpochRows rows, LocalPattern local);
-// Rows to which `key` is remote: what keeping the key adds beyond the local pattern.
-int64_t RemoteRows(EpochRows rows, LocalPattern local, int64_t key);
-// Remote pairs of stripe [begin, begin + width).
-int64_t StripePairs(EpochRows rows, LocalPattern local, int64_t begin, int64_t width);
-// Remote pairs of diagonal band `band`, which lies outside the window (band >= window / 64).
-int64_t BandPairs(EpochRows rows, LocalPattern local, int64_t band);
 
 // Writes the plan entries of query head `head` (absolute number), see SelectKeysArgs.
 void SelectKeysOfHead(const SelectKeysArgs& args, int64_t head);
