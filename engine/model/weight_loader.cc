@@ -7,6 +7,8 @@
 #include <optional>
 #include <utility>
 
+#include "kernels/host_memory.h"
+
 namespace longhaul {
 namespace {
 
@@ -104,8 +106,8 @@ absl::StatusOr<TensorView> WeightLoader::VectorF32(const std::vector<std::string
                                                    std::span<const int64_t> order) {
   int64_t n = 0;
   for (const std::string& name : names) n += Stored(name).shape[0];
-  LH_ASSIGN_OR_RETURN(std::byte * data, Keep(n * static_cast<int64_t>(sizeof(float))));
-  float* out = reinterpret_cast<float*>(data);
+  std::vector<float> stored(n);
+  float* out = stored.data();
   for (const std::string& name : names) {
     const StoredTensor& tensor = Stored(name);
     CopyAsF32(tensor, out);
@@ -113,17 +115,19 @@ absl::StatusOr<TensorView> WeightLoader::VectorF32(const std::vector<std::string
   }
   if (!order.empty()) {
     LH_CHECK(static_cast<int64_t>(order.size()) == n);
-    float* ordered = reinterpret_cast<float*>(data);
-    const std::vector<float> stored(ordered, ordered + n);
+    std::vector<float> ordered(n);
     for (int64_t i = 0; i < n; ++i) ordered[i] = stored[order[i]];
+    stored = std::move(ordered);
   }
+  LH_ASSIGN_OR_RETURN(std::byte * data,
+                      Keep(stored.data(), n * static_cast<int64_t>(sizeof(float))));
   return TensorView(data, DType::kF32, {n});
 }
 
 absl::StatusOr<TensorView> WeightLoader::Matrix(const std::string& name) {
   const StoredTensor& tensor = Stored(name);
-  LH_ASSIGN_OR_RETURN(std::byte * data, Keep(static_cast<int64_t>(tensor.data.size())));
-  std::memcpy(data, tensor.data.data(), tensor.data.size());
+  LH_ASSIGN_OR_RETURN(std::byte * data,
+                      Keep(tensor.data.data(), static_cast<int64_t>(tensor.data.size())));
   return TensorView(data, *WeightDType(tensor.dtype), {tensor.shape[0], tensor.shape[1]});
 }
 
@@ -132,8 +136,9 @@ const StoredTensor& WeightLoader::Stored(const std::string& name) const {
   return checkpoint_.tensors().find(name)->second;
 }
 
-absl::StatusOr<std::byte*> WeightLoader::Keep(int64_t n_bytes) {
+absl::StatusOr<std::byte*> WeightLoader::Keep(const void* from, int64_t n_bytes) {
   LH_ASSIGN_OR_RETURN(Buffer buffer, backend_.Allocate(n_bytes));
+  backend_.Upload(from, buffer.data(), n_bytes);
   n_bytes_ += n_bytes;
   buffers_.push_back(std::move(buffer));
   return static_cast<std::byte*>(buffers_.back().data());
@@ -165,7 +170,7 @@ absl::StatusOr<TensorView> WeightLoader::Stage(const std::vector<std::string>& n
     LH_CHECK(order.empty() || static_cast<int64_t>(order.size()) == n_rows);
     const size_t n_bytes = static_cast<size_t>(n_rows) * row_bytes;
     if (staging_.n_bytes() < n_bytes) {
-      LH_ASSIGN_OR_RETURN(staging_, backend_.Allocate(static_cast<int64_t>(n_bytes)));
+      LH_ASSIGN_OR_RETURN(staging_, AllocateHost(static_cast<int64_t>(n_bytes)));
     }
     data = static_cast<std::byte*>(staging_.data());
     for (int64_t r = 0; r < n_rows; ++r) {

@@ -50,7 +50,8 @@ class WeightLoader {
 
  private:
   const StoredTensor& Stored(const std::string& name) const;
-  absl::StatusOr<std::byte*> Keep(int64_t n_bytes);
+  // A copy in backend memory that lives as long as the model.
+  absl::StatusOr<std::byte*> Keep(const void* from, int64_t n_bytes);
   absl::StatusOr<TensorView> Stage(const std::vector<std::string>& names,
                                    std::span<const int64_t> order);
 
@@ -58,7 +59,7 @@ class WeightLoader {
   Backend& backend_;
   std::set<std::string, std::less<>> expected_;
   std::set<std::string, std::less<>> ignored_;
-  Buffer staging_;  // the largest matrix so far
+  Buffer staging_;  // host memory, of the largest matrix so far
   std::vector<Buffer> buffers_;
   int64_t n_bytes_ = 0;
 };
