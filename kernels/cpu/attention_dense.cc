@@ -12,12 +12,9 @@ namespace longhaul {
 
 using cpu::DecodeItem;
 using cpu::DenseItem;
-using cpu::FinishRow;
-using cpu::kPadFloats;
+using cpu::DenseTensors;
 using cpu::kTileKeys;
-using cpu::PaddedDim;
 using cpu::RowBlock;
-using cpu::RowStates;
 using cpu::ThreadScratch;
 
 CpuAttention::CpuAttention(ThreadPool* pool)
@@ -48,23 +45,75 @@ void CpuAttention::AttendDense(const AttendDenseArgs& args) {
   }
   if (groups.empty()) return;
 
-  const cpu::DenseTensors tensors{.q = args.q,
-                                  .q_begin = args.q_begin,
-                                  .kv = args.kv,
-                                  .scale = args.scale,
-                                  .window = args.window,
-                                  .out = args.out,
-                                  .lse = args.lse};
+  const DenseTensors tensors{.q = args.q,
+                             .q_begin = args.q_begin,
+                             .kv = args.kv,
+                             .scale = args.scale,
+                             .window = args.window,
+                             .out = args.out,
+                             .lse = args.lse};
   const int64_t n_groups = static_cast<int64_t>(groups.size());
-  const int64_t block = cpu::DenseBlockTokens(n_tokens, group, n_groups, pool_->n_threads());
+  const int64_t most_tokens = cpu::DenseMostTokens(group);
+  const bool few_items = CeilDiv(n_tokens, most_tokens) * n_groups < 4 * pool_->n_threads();
+  const bool split = few_items && args.q_begin + n_tokens > cpu::kDenseChunkKeys;
+  const int64_t block =
+      split ? most_tokens : cpu::DenseBlockTokens(n_tokens, group, n_groups, pool_->n_threads());
   const int64_t n_blocks = CeilDiv(n_tokens, block);
-  pool_->ParallelFor(n_blocks * n_groups, [&](int64_t index, int thread) {
-    // The last rows see the most keys: start them first, so that no thread ends on a long one.
-    const int64_t row_begin = (n_blocks - 1 - index / n_groups) * block;
-    DenseItem item = groups[index % n_groups];
-    item.row_begin = row_begin;
-    item.row_end = std::min(row_begin + block, n_tokens);
-    RunDenseItem(tensors, item, scratch_->threads[thread]);
+  std::vector<DenseItem> items;
+  items.reserve(n_blocks * n_groups);
+  // The last rows see the most keys: start them first, so that no thread ends on a long one.
+  for (int64_t i = n_blocks - 1; i >= 0; --i) {
+    for (DenseItem item : groups) {
+      item.row_begin = i * block;
+      item.row_end = std::min((i + 1) * block, n_tokens);
+      items.push_back(item);
+    }
+  }
+  if (split) return RunDenseSplit(tensors, items);
+  pool_->ParallelFor(static_cast<int64_t>(items.size()), [&](int64_t i, int thread) {
+    RunDenseItem(tensors, items[i], scratch_->threads[thread]);
+  });
+}
+
+void CpuAttention::RunDenseSplit(const DenseTensors& tensors, const std::vector<DenseItem>& items) {
+  struct Chunk {
+    int64_t item;
+    int64_t chunk;     // of the keys
+    float* partials;   // [rows of the item, PartialFloats]
+    float* totals;     // partials of the item's first chunk
+    int64_t n_chunks;  // of the item
+  };
+  const int64_t row_floats = cpu::PartialFloats(tensors.kv.head_dim);
+  const int64_t n_items = static_cast<int64_t>(items.size());
+  scratch_->EnsureCounters(n_items);
+  std::vector<Chunk> chunks;
+  int64_t n_floats = 0;
+  for (int64_t i = 0; i < n_items; ++i) {
+    const cpu::ChunkRange range = ChunksOf(tensors, items[i]);
+    n_floats += (range.end - range.begin) * items[i].n_rows() * row_floats;
+  }
+  float* partials = scratch_->partials.Ensure(n_floats);
+  for (int64_t i = 0; i < n_items; ++i) {
+    const cpu::ChunkRange range = ChunksOf(tensors, items[i]);
+    scratch_->chunks_left[i] = range.end - range.begin;
+    float* const totals = partials;
+    for (int64_t c = range.begin; c < range.end; ++c) {
+      chunks.push_back({i, c, partials, totals, range.end - range.begin});
+      partials += items[i].n_rows() * row_floats;
+    }
+  }
+  pool_->ParallelFor(static_cast<int64_t>(chunks.size()), [&](int64_t i, int thread) {
+    const Chunk& chunk = chunks[i];
+    const DenseItem& item = items[chunk.item];
+    RunDenseChunk(tensors, item, chunk.chunk, chunk.partials, scratch_->threads[thread]);
+    if (scratch_->chunks_left[chunk.item].fetch_sub(1) > 1) return;
+    for (int64_t c = 1; c < chunk.n_chunks; ++c) {
+      for (int64_t r = 0; r < item.n_rows(); ++r) {
+        cpu::AddPartial(chunk.totals + (c * item.n_rows() + r) * row_floats, tensors.kv.head_dim,
+                        chunk.totals + r * row_floats);
+      }
+    }
+    FinishDenseItem(tensors, item, chunk.totals);
   });
 }
 
@@ -74,15 +123,12 @@ namespace {
 // merging stays below 1 % and a single long sequence still feeds many threads.
 constexpr int64_t kDecodeChunkKeys = 1024;
 
-// One item's result for one query head: [max, sum[16], o[PaddedDim(D)]].
-int64_t DecodePartialFloats(int64_t head_dim) { return 1 + kPadFloats + PaddedDim(head_dim); }
-
 // First key that decode row b sees.
 int64_t FirstDecodeKey(const AttendDecodeArgs& args, int64_t b) {
   return cpu::FirstVisibleKey(args.kvs[b].n_tokens - 1, args.window);
 }
 
-// partials: [G, DecodePartialFloats], written.
+// partials: [G, PartialFloats], written.
 void RunDecodeItem(const AttendDecodeArgs& args, const DecodeItem& item, float* partials,
                    ThreadScratch& scratch) {
   const KvView& kv = args.kvs[item.row];
@@ -117,11 +163,7 @@ void RunDecodeItem(const AttendDecodeArgs& args, const DecodeItem& item, float* 
     AttendRows(scratch.tile, block, 0, group, visible != cpu::kAllKeys);
   }
   for (int64_t g = 0; g < group; ++g) {
-    float* partial = partials + g * DecodePartialFloats(kv.head_dim);
-    const RowStates state = block.states(g);
-    partial[0] = *state.max;
-    std::copy_n(state.sum, kPadFloats, partial + 1);
-    std::copy_n(block.o(g), PaddedDim(kv.head_dim), partial + 1 + kPadFloats);
+    cpu::StorePartial(block, g, partials + g * cpu::PartialFloats(kv.head_dim));
   }
 }
 
@@ -146,21 +188,6 @@ void AddDecodeItems(const AttendDecodeArgs& args, int64_t b, std::vector<DecodeI
   }
 }
 
-// Merges partials[0], partials[stride], ... into the first one, in that order, and writes the row.
-void MergeDecode(float* partials, int64_t n, int64_t stride, int64_t head_dim, float* out) {
-  const int64_t n_sums = kPadFloats + PaddedDim(head_dim);  // both halves scale alike
-  float max = cpu::kNoScore;
-  for (int64_t i = 0; i < n; ++i) max = std::max(max, partials[i * stride]);
-  for (int64_t i = 0; i < n; ++i) {
-    const float* from = partials + i * stride;
-    const float factor = std::exp2(from[0] - max);
-    for (int64_t k = 1; k <= n_sums; ++k) {
-      partials[k] = (i == 0 ? 0.0f : partials[k]) + factor * from[k];
-    }
-  }
-  FinishRow(max, partials + 1, partials + 1 + kPadFloats, head_dim, out);
-}
-
 }  // namespace
 
 void CpuAttention::AttendDecode(const AttendDecodeArgs& args) {
@@ -169,7 +196,7 @@ void CpuAttention::AttendDecode(const AttendDecodeArgs& args) {
   if (n_rows == 0) return;
   const int64_t n_kv_heads = args.kvs[0].n_kv_heads;
   const int64_t group = args.q.dim(1) / n_kv_heads;
-  const int64_t item_floats = group * DecodePartialFloats(head_dim);
+  const int64_t item_floats = group * cpu::PartialFloats(head_dim);
 
   std::vector<DecodeItem>& items = scratch_->decode_items;
   items.clear();
@@ -181,10 +208,8 @@ void CpuAttention::AttendDecode(const AttendDecodeArgs& args) {
   float* partials = scratch_->partials.Ensure(n_items * item_floats);
   // Whoever computes the last chunk of a kv head merges all of them: a second loop over the heads
   // would cost as much as the attention of a short sequence.
+  scratch_->EnsureCounters(n_rows * n_kv_heads);
   std::vector<std::atomic<int64_t>>& left = scratch_->chunks_left;
-  if (static_cast<int64_t>(left.size()) < n_rows * n_kv_heads) {
-    left = std::vector<std::atomic<int64_t>>(n_rows * n_kv_heads);
-  }
   for (const DecodeItem& item : items) left[item.row * n_kv_heads + item.kv_head] = item.n_chunks;
   pool_->ParallelFor(n_items, [&](int64_t i, int thread) {
     const DecodeItem& item = items[i];
@@ -192,9 +217,13 @@ void CpuAttention::AttendDecode(const AttendDecodeArgs& args) {
     if (left[item.row * n_kv_heads + item.kv_head].fetch_sub(1) > 1) return;
     float* first = partials + item.first_item * item_floats;
     for (int64_t g = 0; g < group; ++g) {
+      float* total = first + g * cpu::PartialFloats(head_dim);
+      for (int64_t c = 1; c < item.n_chunks; ++c) {
+        cpu::AddPartial(total + c * item_floats, head_dim, total);
+      }
       const int64_t head = item.kv_head * group + g;
-      MergeDecode(first + g * DecodePartialFloats(head_dim), item.n_chunks, item_floats, head_dim,
-                  args.out.Row<float>(item.row) + head * args.out.stride(1));
+      cpu::FinishPartial(total, head_dim,
+                         args.out.Row<float>(item.row) + head * args.out.stride(1));
     }
   });
 }

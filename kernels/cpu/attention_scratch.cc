@@ -28,14 +28,19 @@ TileQueries Queries(const KeyTile& tile, RowBlock& block, int64_t begin, int64_t
 void RowBlock::Reset(int64_t n_rows, int64_t head_dim, bool with_output) {
   n_rows_ = n_rows;
   head_dim_ = head_dim;
+  with_output_ = with_output;
   q_.Ensure(n_rows * head_dim);
-  std::fill_n(max_.Ensure(n_rows), n_rows, kNoScore);
-  std::fill_n(sum_.Ensure(n_rows * kPadFloats), n_rows * kPadFloats, 0.0f);
-  if (with_output) {
-    const int64_t n = n_rows * PaddedDim(head_dim);
-    std::fill_n(o_.Ensure(n), n, 0.0f);
-  }
+  max_.Ensure(n_rows);
+  sum_.Ensure(n_rows * kPadFloats);
+  if (with_output) o_.Ensure(n_rows * PaddedDim(head_dim));
+  ClearStates();
   if (static_cast<int64_t>(visible_.size()) < n_rows) visible_.resize(n_rows);
+}
+
+void RowBlock::ClearStates() {
+  std::fill_n(max_.data(), n_rows_, kNoScore);
+  std::fill_n(sum_.data(), n_rows_ * kPadFloats, 0.0f);
+  if (with_output_) std::fill_n(o_.data(), n_rows_ * PaddedDim(head_dim_), 0.0f);
 }
 
 void RowBlock::SetQuery(int64_t row, const float* q, float scale) {
@@ -104,6 +109,27 @@ void KeyTile::Gather(const KvView& kv, int64_t kv_head, const int32_t* positions
   }
 }
 
+void StorePartial(RowBlock& block, int64_t row, float* partial) {
+  const RowStates state = block.states(row);
+  partial[0] = *state.max;
+  std::copy_n(state.sum, kPadFloats, partial + 1);
+  std::copy_n(block.o(row), PaddedDim(block.head_dim()), partial + 1 + kPadFloats);
+}
+
+void AddPartial(const float* partial, int64_t head_dim, float* total) {
+  // A state that saw nothing (max = kNoScore) adds exactly nothing.
+  const float max = std::max(total[0], partial[0]);
+  const float keep = std::exp2(total[0] - max);
+  const float add = std::exp2(partial[0] - max);
+  const int64_t n = PartialFloats(head_dim);
+  total[0] = max;
+  for (int64_t i = 1; i < n; ++i) total[i] = keep * total[i] + add * partial[i];
+}
+
+float FinishPartial(const float* total, int64_t head_dim, float* out) {
+  return FinishRow(total[0], total + 1, total + 1 + kPadFloats, head_dim, out);
+}
+
 void AttendRows(const KeyTile& tile, RowBlock& block, int64_t begin, int64_t end, bool masked) {
   if (begin >= end) return;
   AttendTile({.in = Queries(tile, block, begin, end, masked),
@@ -128,33 +154,50 @@ float MergeLse2(const float* x, int64_t n, int64_t stride) {
   return top + std::log2(sum);
 }
 
-int64_t DenseBlockTokens(int64_t n_tokens, int64_t n_heads_per_item, int64_t n_kv_heads,
-                         int n_threads) {
+int64_t DenseMostTokens(int64_t n_heads_per_item) {
   // 256 rows: packing a tile costs about 1 % of using it, and queries, outputs and the tile stay in
   // half of a 1 MiB L2 at head_dim 128.
-  const int64_t most = std::max<int64_t>(1, 256 / n_heads_per_item);
+  return std::max<int64_t>(1, 256 / n_heads_per_item);
+}
+
+int64_t DenseBlockTokens(int64_t n_tokens, int64_t n_heads_per_item, int64_t n_kv_heads,
+                         int n_threads) {
+  const int64_t most = DenseMostTokens(n_heads_per_item);
   const int64_t fair = CeilDiv(n_tokens * n_kv_heads, int64_t{8} * n_threads);
   return std::clamp<int64_t>(fair, std::min<int64_t>(16, most), most);
 }
 
-void RunDenseItem(const DenseTensors& tensors, const DenseItem& item, ThreadScratch& scratch) {
-  const KvView& kv = tensors.kv;
-  const int64_t n_heads = item.n_heads;
-  const int64_t n_rows = (item.row_end - item.row_begin) * n_heads;
-  RowBlock& block = scratch.rows;
-  block.Reset(n_rows, kv.head_dim, /*with_output=*/true);
-  for (int64_t r = 0; r < n_rows; ++r) {  // row r: token row_begin + r / n_heads, head r % n_heads
-    const float* q = tensors.q.Row<float>(item.row_begin + r / n_heads) +
-                     item.heads[r % n_heads] * tensors.q.stride(1);
+namespace {
+
+void LoadQueries(const DenseTensors& tensors, const DenseItem& item, RowBlock& block) {
+  block.Reset(item.n_rows(), tensors.kv.head_dim, /*with_output=*/true);
+  for (int64_t r = 0; r < item.n_rows(); ++r) {
+    const float* q = tensors.q.Row<float>(item.row_begin + r / item.n_heads) +
+                     item.heads[r % item.n_heads] * tensors.q.stride(1);
     block.SetQuery(r, q, tensors.scale);
   }
+}
+
+// The window as a number of keys.
+int64_t WindowKeys(const DenseTensors& tensors, int64_t n_keys) {
+  return tensors.window == 0 ? n_keys : std::min(tensors.window, n_keys);
+}
+
+// Adds the keys of one chunk to the rows in scratch.rows.
+void AttendChunk(const DenseTensors& tensors, const DenseItem& item, int64_t chunk,
+                 ThreadScratch& scratch) {
+  const int64_t n_heads = item.n_heads;
+  const int64_t n_rows = item.n_rows();
+  RowBlock& block = scratch.rows;
   const int64_t first_position = tensors.q_begin + item.row_begin;
   const int64_t n_keys = tensors.q_begin + item.row_end;
-  const int64_t window = tensors.window == 0 ? n_keys : std::min(tensors.window, n_keys);
+  const int64_t window = WindowKeys(tensors, n_keys);
   const int64_t first_key = FirstVisibleKey(first_position, window);
   const int64_t last_first_key = FirstVisibleKey(n_keys - 1, window);
-  for (int64_t begin = first_key - first_key % kTileKeys; begin < n_keys; begin += kTileKeys) {
-    scratch.tile.LoadPage(kv, item.kv_head, begin, std::min(kTileKeys, n_keys - begin),
+  const int64_t chunk_begin = std::max(first_key - first_key % kTileKeys, chunk * kDenseChunkKeys);
+  const int64_t chunk_end = std::min(n_keys, (chunk + 1) * kDenseChunkKeys);
+  for (int64_t begin = chunk_begin; begin < chunk_end; begin += kTileKeys) {
+    scratch.tile.LoadPage(tensors.kv, item.kv_head, begin, std::min(kTileKeys, n_keys - begin),
                           /*with_values=*/true);
     // Rows that see a key of this tile: not before it, and their window reaches into it.
     const int64_t first_row = std::max<int64_t>(0, begin - first_position) * n_heads;
@@ -170,14 +213,62 @@ void RunDenseItem(const DenseTensors& tensors, const DenseItem& item, ThreadScra
     }
     AttendRows(scratch.tile, block, first_row, end_row, masked);
   }
-  for (int64_t r = 0; r < n_rows; ++r) {
-    const int64_t token = item.row_begin + r / n_heads;
-    const int64_t head = item.heads[r % n_heads];
-    const RowStates state = block.states(r);
-    const float lse = FinishRow(*state.max, state.sum, block.o(r), kv.head_dim,
-                                tensors.out.Row<float>(token) + head * tensors.out.stride(1));
+}
+
+void StorePartials(RowBlock& block, float* partials) {
+  for (int64_t r = 0; r < block.n_rows(); ++r) {
+    StorePartial(block, r, partials + r * PartialFloats(block.head_dim()));
+  }
+}
+
+}  // namespace
+
+ChunkRange ChunksOf(const DenseTensors& tensors, const DenseItem& item) {
+  const int64_t n_keys = tensors.q_begin + item.row_end;
+  const int64_t first_key =
+      FirstVisibleKey(tensors.q_begin + item.row_begin, WindowKeys(tensors, n_keys));
+  return {.begin = first_key / kDenseChunkKeys, .end = CeilDiv(n_keys, kDenseChunkKeys)};
+}
+
+void RunDenseChunk(const DenseTensors& tensors, const DenseItem& item, int64_t chunk,
+                   float* partials, ThreadScratch& scratch) {
+  LoadQueries(tensors, item, scratch.rows);
+  AttendChunk(tensors, item, chunk, scratch);
+  StorePartials(scratch.rows, partials);
+}
+
+void FinishDenseItem(const DenseTensors& tensors, const DenseItem& item, const float* totals) {
+  const int64_t head_dim = tensors.kv.head_dim;
+  for (int64_t r = 0; r < item.n_rows(); ++r) {
+    const int64_t token = item.row_begin + r / item.n_heads;
+    const int64_t head = item.heads[r % item.n_heads];
+    const float lse = FinishPartial(totals + r * PartialFloats(head_dim), head_dim,
+                                    tensors.out.Row<float>(token) + head * tensors.out.stride(1));
     if (!tensors.lse.empty()) tensors.lse.Row<float>(token)[head] = lse;
   }
+}
+
+void RunDenseItem(const DenseTensors& tensors, const DenseItem& item, ThreadScratch& scratch) {
+  const int64_t head_dim = tensors.kv.head_dim;
+  const int64_t row_floats = PartialFloats(head_dim);
+  const int64_t n_rows = item.n_rows();
+  float* totals = scratch.totals.Ensure(2 * n_rows * row_floats);
+  float* partials = totals + n_rows * row_floats;
+  LoadQueries(tensors, item, scratch.rows);
+  const ChunkRange chunks = ChunksOf(tensors, item);
+  for (int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
+    AttendChunk(tensors, item, chunk, scratch);
+    if (chunk == chunks.begin) {
+      StorePartials(scratch.rows, totals);
+    } else {
+      StorePartials(scratch.rows, partials);
+      for (int64_t r = 0; r < n_rows; ++r) {
+        AddPartial(partials + r * row_floats, head_dim, totals + r * row_floats);
+      }
+    }
+    if (chunk + 1 < chunks.end) scratch.rows.ClearStates();
+  }
+  FinishDenseItem(tensors, item, totals);
 }
 
 }  // namespace longhaul::cpu

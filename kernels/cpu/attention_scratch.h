@@ -54,6 +54,8 @@ class RowBlock {
   void Reset(int64_t n_rows, int64_t head_dim, bool with_output);
   // Copies one query row [D], scaled so that exp2 of a score is exp of scale * q.k.
   void SetQuery(int64_t row, const float* q, float scale);
+  // States and outputs as after Reset; the queries stay.
+  void ClearStates();
 
   int64_t n_rows() const { return n_rows_; }
   int64_t head_dim() const { return head_dim_; }
@@ -68,12 +70,22 @@ class RowBlock {
  private:
   int64_t n_rows_ = 0;
   int64_t head_dim_ = 0;
+  bool with_output_ = false;
   FloatBuffer q_;                  // [n_rows, D]
   FloatBuffer o_;                  // [n_rows, PaddedDim(D)]
   FloatBuffer max_;                // [n_rows]
   FloatBuffer sum_;                // [n_rows, 16]
   std::vector<uint64_t> visible_;  // [n_rows]
 };
+
+// A row's softmax state and output over some of its keys: [max, sum[16], o[PaddedDim(D)]]. Results
+// over chunks of the keys are added in the order of the chunks, the same whether one thread walks
+// all chunks or several take one each.
+constexpr int64_t PartialFloats(int64_t head_dim) { return 1 + kPadFloats + PaddedDim(head_dim); }
+void StorePartial(RowBlock& block, int64_t row, float* partial);
+void AddPartial(const float* partial, int64_t head_dim, float* total);
+// As FinishRow.
+float FinishPartial(const float* total, int64_t head_dim, float* out);
 
 // The key tile in use: keys transposed, values row-major.
 class KeyTile {
@@ -119,6 +131,7 @@ struct ThreadScratch {
   RowBlock rows;
   RowBlock local_rows;
   KeyTile tile;
+  FloatBuffer totals;  // RunDenseItem: [rows, PartialFloats], twice
   // SampleMass.
   FloatBuffer lse2;                  // [G * n_rows] of one kv head's block
   FloatBuffer bands;                 // [G, bands of a chunk + 1, 16]
@@ -136,6 +149,9 @@ struct DenseItem {
   int64_t row_end = 0;
   const int32_t* heads = nullptr;  // [n_heads]
   int64_t n_heads = 0;
+
+  // Row r of the item: token row_begin + r / n_heads, head heads[r % n_heads].
+  int64_t n_rows() const { return (row_end - row_begin) * n_heads; }
 };
 struct DenseTensors {
   TensorView q;  // [T, H, D]
@@ -146,7 +162,23 @@ struct DenseTensors {
   TensorView out;      // [T, H, D]
   TensorView lse;      // [T, H] or empty
 };
+// Keys are walked in chunks on this grid, so that few rows with many keys can be shared by threads.
+inline constexpr int64_t kDenseChunkKeys = 16384;
+// Chunks [begin, end) that some row of the item sees.
+struct ChunkRange {
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+ChunkRange ChunksOf(const DenseTensors& tensors, const DenseItem& item);
+// One chunk of the keys: results into partials [rows of the item, PartialFloats].
+void RunDenseChunk(const DenseTensors& tensors, const DenseItem& item, int64_t chunk,
+                   float* partials, ThreadScratch& scratch);
+// Writes the rows of the item from their totals [rows of the item, PartialFloats].
+void FinishDenseItem(const DenseTensors& tensors, const DenseItem& item, const float* totals);
+// All chunks and the end.
 void RunDenseItem(const DenseTensors& tensors, const DenseItem& item, ThreadScratch& scratch);
+// Query tokens of a dense item at most.
+int64_t DenseMostTokens(int64_t n_heads_per_item);
 // Query tokens of a dense item, so that its rows fill the caches and every thread has work.
 int64_t DenseBlockTokens(int64_t n_tokens, int64_t n_heads_per_item, int64_t n_kv_heads,
                          int n_threads);
@@ -166,10 +198,17 @@ struct DecodeItem {
 struct CpuAttention::Scratch {
   explicit Scratch(int n_threads) : threads(n_threads) {}
 
+  // chunks_left of at least n counters.
+  void EnsureCounters(int64_t n) {
+    if (static_cast<int64_t>(chunks_left.size()) < n) {
+      chunks_left = std::vector<std::atomic<int64_t>>(n);
+    }
+  }
+
   std::vector<cpu::ThreadScratch> threads;
   cpu::FloatBuffer partials;  // per (work item, row), merged in a fixed order
   std::vector<cpu::DecodeItem> decode_items;
-  std::vector<std::atomic<int64_t>> chunks_left;  // AttendDecode: per (row, kv head)
+  std::vector<std::atomic<int64_t>> chunks_left;  // per result that is merged from chunks
   cpu::FloatBuffer band_partials;                 // SampleMass: per (head, key chunk, band)
 };
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/attention.h"
+#include "kernels/ref/ref_ops.h"
 #include "tests/kernels/attention_cpu_fixture.h"
 
 namespace longhaul {
@@ -174,6 +175,50 @@ TEST(AttentionCpuThreadsTest, SamplePassesDoNotDependOnThreads) {
   EXPECT_NEAR(sum, band, 1e-4);
   EXPECT_LT(sum, 12.0);
   EXPECT_GT(sum, 6.0);
+}
+
+// Few rows with many keys share the keys among the threads; many rows do not. Both merge the same
+// chunks of keys in the same order.
+TEST(AttentionCpuThreadsTest, DenseRowsAloneShareTheirKeys) {
+  const ProblemShape shape{
+      .n_tokens = 1600, .q_begin = 32000, .n_heads = 2, .n_kv_heads = 1, .head_dim = 16};
+  Problem problem(shape, /*seed=*/23);
+  ThreadPool pool(3);
+  CpuAttention attention(&pool);
+  for (int64_t window : {0, 20000}) {
+    const auto attend = [&](int64_t begin, int64_t end, Tensor& out, Tensor& lse) {
+      attention.AttendDense({.q = problem.q().Slice(begin, end),
+                             .q_begin = 32000 + begin,
+                             .kv = problem.kv(),
+                             .scale = problem.scale(),
+                             .window = window,
+                             .out = out.view().Slice(begin, end),
+                             .lse = lse.view().Slice(begin, end)});
+    };
+    Tensor whole({1600, 2, 16}), whole_lse({1600, 2}), parts({1600, 2, 16}), parts_lse({1600, 2});
+    attend(0, 1600, whole, whole_lse);
+    // The second to last part crosses the border of a chunk at 32768.
+    const int64_t cuts[] = {0, 1, 60, 760, 770, 1600};
+    for (size_t i = 0; i + 1 < std::size(cuts); ++i) attend(cuts[i], cuts[i + 1], parts, parts_lse);
+    EXPECT_EQ(whole.data(), parts.data());
+    EXPECT_EQ(whole_lse.data(), parts_lse.data());
+
+    Tensor expected({3, 2, 16}), expected_lse({3, 2});
+    ref::AttendDense({.q = problem.q().Slice(1597, 1600),
+                      .q_begin = 33597,
+                      .kv = problem.kv(),
+                      .scale = problem.scale(),
+                      .window = window,
+                      .out = expected.view(),
+                      .lse = expected_lse.view()});
+    for (int64_t r = 0; r < 3; ++r) {
+      EXPECT_NEAR(whole_lse.view().Row<float>(1597 + r)[1], expected_lse.view().Row<float>(r)[1],
+                  1e-4);
+      for (int64_t i = 0; i < 32; ++i) {
+        EXPECT_NEAR(whole.view().Row<float>(1597 + r)[i], expected.view().Row<float>(r)[i], 2e-5);
+      }
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Kv, AttentionCpuInvarianceTest,
