@@ -44,6 +44,9 @@ class Backend {
   // True where the host may read and write the backend's memory itself, after Synchronize().
   virtual bool is_host() const { return true; }
 
+  // Unimplemented, with what is possible, where the attention ops cannot work on such a KV cache.
+  virtual absl::Status CheckKvLayout(const KvLayout& /*layout*/) const { return absl::OkStatus(); }
+
   // Of the device, or of this machine and its control group.
   virtual MemoryInfo Memory() const = 0;
 
