@@ -27,7 +27,10 @@ LH_HOST_DEVICE constexpr int TileElements(int n_rows) {
 inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kLn2 = 0.6931471805599453f;
 
-// exp2f of anything minus this stays 0 or 1, never NaN.
+LH_DEVICE int MinOf(int a, int b) { return a < b ? a : b; }
+LH_DEVICE int MaxOf(int a, int b) { return a > b ? a : b; }
+
+// The score of a masked key.
 LH_DEVICE float MinusInfinity() { return -INFINITY; }
 
 // Keys and values of one sequence at one layer; strides in elements.

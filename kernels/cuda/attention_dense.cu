@@ -1,0 +1,392 @@
+#include "kernels/cuda/attention_dense.h"
+
+#include <algorithm>
+
+#include "kernels/base/check.h"
+#include "kernels/base/checked_math.h"
+#include "kernels/check_args.h"
+#include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/head_dim.h"
+#include "kernels/cuda/launch.h"
+
+namespace longhaul::cuda {
+namespace {
+
+// 4 warps of 32 rows each: with 16 rows a warp would read as many bytes of shared memory as the
+// tensor cores of an sm_80 take, and wait for them. 32 rows need 192 registers for scores and
+// output at D = 128, which two blocks per multiprocessor leave room for.
+constexpr int kThreads = 128;
+constexpr int kRowTiles = 2;
+constexpr int kWarpRows = 16 * kRowTiles;
+constexpr int kBlockRows = kThreads / kWarpLanes * kWarpRows;
+constexpr int kBlocksPerMultiprocessor = 2;
+constexpr int kMinSplitTiles = 16;  // below that a block's start and the merge cost more than it
+
+// A "packed row" is one query head of one token: row r of head block b stands for token r / pack
+// and query head b * pack + r % pack. pack = G fills the tiles of short calls; pack = 1 where
+// single heads are left out.
+struct DenseParams {
+  Global<const BF16> q;
+  Global<BF16> out;
+  Global<float> lse;                // [T, H] natural logarithm, or null
+  Global<const uint8_t> head_mask;  // [H], or null
+  PagedKv kv;
+  Partials partials;  // [n_splits, n_items, kBlockRows]
+  int64_t q_stride = 0;
+  int64_t out_stride = 0;
+  int64_t lse_stride = 0;
+  int32_t q_begin = 0;
+  int32_t key_begin = 0;
+  int32_t key_end = 0;
+  int32_t window = 0;  // the largest int32 where there is none
+  int32_t n_rows = 0;  // packed
+  int32_t pack = 1;
+  int32_t group = 1;
+  int32_t n_row_tiles = 0;
+  int32_t n_head_blocks = 0;
+  int32_t section_blocks = 1;  // head blocks whose keys and values share the L2 cache
+  int32_t n_splits = 1;
+  int32_t depth = 1;  // tiles of keys, and of values, in shared memory: 1 or 2
+  float scale_log2 = 0;
+};
+
+struct DenseItem {
+  int head_block;
+  int row_tile;
+  int split;
+};
+
+// Section after section of heads, so that blocks that run together read the same keys; in a section
+// the last rows first, as they see the most keys.
+LH_DEVICE DenseItem ItemOfBlock(const DenseParams& p, int block) {
+  const int per_section = p.section_blocks * p.n_row_tiles * p.n_splits;
+  const int section_begin = block / per_section * p.section_blocks;
+  const int n_blocks = MinOf(p.section_blocks, p.n_head_blocks - section_begin);
+  int rest = block % per_section;
+  DenseItem item;
+  item.split = rest % p.n_splits;
+  rest /= p.n_splits;
+  item.head_block = section_begin + rest % n_blocks;
+  item.row_tile = p.n_row_tiles - 1 - rest / n_blocks;
+  return item;
+}
+
+LH_DEVICE bool IsMasked(const DenseParams& p, int head_block) {
+  if (!p.head_mask) return false;
+  const uint8_t wanted = p.head_mask[head_block * p.pack];
+  return wanted == 0;
+}
+
+// The keys [begin, end) that a packed row sees.
+struct alignas(8) Visible {
+  int begin;
+  int end;
+};
+LH_DEVICE Visible VisibleKeys(const DenseParams& p, int row) {
+  const int position = p.q_begin + row / p.pack;
+  return {MaxOf(p.key_begin, position - p.window + 1), MinOf(p.key_end, position + 1)};
+}
+
+// The tiles [begin, end) of one head on their way into shared memory: keys and values have `depth`
+// slots each.
+template <int kHeadDim>
+class TilePipeline {
+ public:
+  static constexpr int kTileElements = TileElements<kHeadDim>(kTileKeys);
+
+  LH_DEVICE TilePipeline(const DenseParams& p, Shared<BF16> slots, int kv_head, int begin, int end)
+      : p_(p), slots_(slots), kv_head_(kv_head), end_(end) {
+    if (begin < end) next_page_ = p.kv.pages[begin];
+  }
+
+  LH_DEVICE Shared<BF16> Keys(int tile) const {
+    return slots_ + (tile & (p_.depth - 1)) * kTileElements;
+  }
+  LH_DEVICE Shared<BF16> Values(int tile) const {
+    return slots_ + (p_.depth + (tile & (p_.depth - 1))) * kTileElements;
+  }
+
+  // Keys of a tile, then values of the same, tiles in order: one group of copies each, empty behind
+  // the end. The page id is read one tile ahead, so that no copy waits for it.
+  LH_DEVICE void CopyKeys(int tile) {
+    if (tile < end_) {
+      page_ = next_page_;
+      if (tile + 1 < end_) next_page_ = p_.kv.pages[tile + 1];
+      CopyTile(Keys(tile), p_.kv.Keys(page_, kv_head_), tile);
+    }
+    CopyAsyncCommit();
+  }
+  LH_DEVICE void CopyValues(int tile) const {
+    if (tile < end_) CopyTile(Values(tile), p_.kv.Values(page_, kv_head_), tile);
+    CopyAsyncCommit();
+  }
+
+  // For the oldest tile (keys or values) under way, in all threads.
+  LH_DEVICE void Wait() const {
+    if (p_.depth == 1) {
+      CopyAsyncWait<0>();
+    } else {
+      CopyAsyncWait<2>();
+    }
+    SyncThreads();
+  }
+
+ private:
+  LH_DEVICE void CopyTile(Shared<BF16> slot, Global<const BF16> from, int tile) const {
+    CopyTileAsync<kHeadDim, kTileKeys, kThreads>(slot, from, p_.key_end - tile * kTileKeys,
+                                                 ThreadId());
+  }
+
+  const DenseParams& p_;
+  Shared<BF16> slots_;
+  int kv_head_;
+  int end_;
+  int page_ = 0;
+  int next_page_ = 0;
+};
+
+template <int kHeadDim>
+LH_DEVICE void CopyQueriesAsync(const DenseParams& p, Shared<BF16> tile, int head, int row_begin) {
+  constexpr int kPieces = kHeadDim / 8;
+  for (int piece = ThreadId(); piece < kBlockRows * kPieces; piece += kThreads) {
+    const int row = row_begin + piece / kPieces;
+    const bool valid = row < p.n_rows;
+    const int64_t at = row / p.pack * p.q_stride + (head + row % p.pack) * kHeadDim;
+    CopyAsync16(tile + (piece * 8 + piece / kPieces * kTilePad),
+                valid ? p.q + (at + piece % kPieces * 8) : p.q, valid);
+  }
+}
+
+// Scores of keys that a row does not see become -infinity. `visible`: of the warp's rows.
+LH_DEVICE void MaskScores(float (&scores)[kRowTiles][kTileKeys / 8][4], Shared<Visible> visible,
+                          int first_key) {
+  const int lane = LaneId();
+  LH_UNROLL
+  for (int r = 0; r < kRowTiles; ++r) {
+    LH_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const Visible keys = visible[16 * r + 8 * half + lane / 4];
+      const int begin = keys.begin - first_key - lane % 4 * 2;
+      const int end = keys.end - first_key - lane % 4 * 2;
+      LH_UNROLL
+      for (int n = 0; n < kTileKeys / 8; ++n) {
+        LH_UNROLL
+        for (int parity = 0; parity < 2; ++parity) {
+          const int column = 8 * n + parity;
+          if (column < begin || column >= end) {
+            scores[r][n][2 * half + parity] = MinusInfinity();
+          }
+        }
+      }
+    }
+  }
+}
+
+template <int kHeadDim>
+LH_DEVICE void WriteRows(const DenseParams& p, const DenseItem& item, int first_row,
+                         const SoftmaxState<kHeadDim, kRowTiles>& state) {
+  const int lane = LaneId();
+  LH_UNROLL
+  for (int r = 0; r < kRowTiles; ++r) {
+    LH_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      float inverse;
+      float lse_log2;
+      state.Finish(r, half, p.scale_log2, inverse, lse_log2);
+      const int row = first_row + 16 * r + 8 * half + lane / 4;
+      if (row >= p.n_rows) continue;
+      const int64_t token = row / p.pack;
+      const int head = item.head_block * p.pack + row % p.pack;
+      const int64_t part = (int64_t{item.split} * p.n_head_blocks * p.n_row_tiles +
+                            int64_t{item.head_block} * p.n_row_tiles + item.row_tile) *
+                               kBlockRows +
+                           row % kBlockRows;
+      LH_UNROLL
+      for (int d = 0; d < kHeadDim / 8; ++d) {
+        const int column = 8 * d + lane % 4 * 2;
+        const float low = state.output[r][d][2 * half] * inverse;
+        const float high = state.output[r][d][2 * half + 1] * inverse;
+        if (p.n_splits == 1) {
+          StoreVec(p.out + (token * p.out_stride + head * kHeadDim + column), PackBf16(low, high));
+        } else {
+          StoreVec(p.partials.output + (part * kHeadDim + column), F32x2{{low, high}});
+        }
+      }
+      if (lane % 4 != 0) continue;
+      if (p.n_splits > 1) {
+        p.partials.lse[part] = lse_log2;
+      } else if (p.lse) {
+        p.lse[token * p.lse_stride + head] = lse_log2 * kLn2;
+      }
+    }
+  }
+}
+
+template <int kHeadDim>
+LH_KERNEL(kThreads, kBlocksPerMultiprocessor)
+DenseKernel(const DenseParams p) {
+  const DenseItem item = ItemOfBlock(p, BlockX());
+  if (IsMasked(p, item.head_block)) return;
+  SharedArena arena;
+  const Shared<BF16> q_tile = arena.Carve<BF16>(TileElements<kHeadDim>(kBlockRows));
+  const Shared<BF16> slots = arena.Carve<BF16>(2 * p.depth * TilePipeline<kHeadDim>::kTileElements);
+  // Here and not in registers: with a pair more in each lane, D = 128 spills.
+  const Shared<Visible> visible = arena.Carve<Visible>(kBlockRows) + WarpId() * kWarpRows;
+
+  // The tiles of this block: what its first to last row see, and of these its split.
+  const int row_begin = item.row_tile * kBlockRows;
+  const int row_last = MinOf(row_begin + kBlockRows, p.n_rows) - 1;
+  const int first_tile = VisibleKeys(p, row_begin).begin / kTileKeys;
+  const int last_tile = (VisibleKeys(p, row_last).end + kTileKeys - 1) / kTileKeys;
+  const int per_split = (MaxOf(last_tile - first_tile, 0) + p.n_splits - 1) / p.n_splits;
+  const int tile_begin = first_tile + item.split * per_split;
+  const int tile_end = MinOf(tile_begin + per_split, last_tile);
+
+  const int kv_head = item.head_block * p.pack / p.group;
+  TilePipeline<kHeadDim> tiles(p, slots, kv_head, tile_begin, tile_end);
+  CopyQueriesAsync<kHeadDim>(p, q_tile, item.head_block * p.pack, row_begin);
+  tiles.CopyKeys(tile_begin);
+  if (p.depth == 2) {
+    tiles.CopyValues(tile_begin);
+    tiles.CopyKeys(tile_begin + 1);
+  }
+
+  const int first_row = row_begin + WarpId() * kWarpRows;
+  const Shared<BF16> warp_q = q_tile + TileElements<kHeadDim>(WarpId() * kWarpRows);
+  const bool has_rows = first_row < p.n_rows;
+  static_assert(kWarpRows == kWarpLanes);  // one row per lane
+  visible[LaneId()] = VisibleKeys(p, MinOf(first_row + LaneId(), p.n_rows - 1));
+  SoftmaxState<kHeadDim, kRowTiles> state;
+  state.Clear();
+  for (int tile = tile_begin; tile < tile_end; ++tile) {
+    const int key_begin = tile * kTileKeys;
+    const int key_end = key_begin + kTileKeys;
+    // A tile that none of the warp's rows see costs it no work; one that all see whole, no mask.
+    const Visible keys = visible[LaneId()];
+    const bool is_seen = has_rows && WarpAny(key_begin < keys.end && key_end > keys.begin);
+    const bool is_whole = WarpAll(key_begin >= keys.begin && key_end <= keys.end);
+    uint32_t weights[kRowTiles][kTileKeys / 8][2];
+    tiles.Wait();
+    tiles.CopyValues(tile + p.depth - 1);
+    if (is_seen) {
+      float scores[kRowTiles][kTileKeys / 8][4];
+      ComputeScores<kHeadDim>(scores, warp_q, tiles.Keys(tile));
+      if (!is_whole) MaskScores(scores, visible, key_begin);
+      state.Update(scores, weights, p.scale_log2);
+    }
+    tiles.Wait();
+    tiles.CopyKeys(tile + p.depth);
+    if (is_seen) AddValues<kHeadDim>(state.output, weights, tiles.Values(tile));
+  }
+  CopyAsyncWait<0>();
+  if (has_rows) WriteRows<kHeadDim>(p, item, first_row, state);
+}
+
+// One warp per packed row: the sum of its splits.
+template <int kHeadDim>
+LH_KERNEL(kThreads, 1)
+MergeSplitsKernel(const DenseParams p) {
+  const int64_t n_items = int64_t{p.n_head_blocks} * p.n_row_tiles;
+  const int64_t index = int64_t{BlockX()} * (kThreads / kWarpLanes) + WarpId();
+  const int item = static_cast<int>(index / kBlockRows);
+  if (item >= n_items) return;
+  const int head_block = item / p.n_row_tiles;
+  const int row = item % p.n_row_tiles * kBlockRows + static_cast<int>(index % kBlockRows);
+  if (row >= p.n_rows || IsMasked(p, head_block)) return;
+  const int64_t token = row / p.pack;
+  const int head = head_block * p.pack + row % p.pack;
+  const auto part = [&](int split) { return split * n_items * kBlockRows + index; };
+  const float lse_log2 = MergeRow<kHeadDim>(p.partials, p.n_splits, part,
+                                            p.out + (token * p.out_stride + head * kHeadDim));
+  if (p.lse && LaneId() == 0) p.lse[token * p.lse_stride + head] = lse_log2 * kLn2;
+}
+
+int64_t MaxSplitBlocks(const DeviceLimits& limits) {
+  return int64_t{kBlocksPerMultiprocessor} * limits.n_multiprocessors;
+}
+
+template <int kHeadDim>
+cudaError_t LaunchDense(DenseParams p, const DeviceLimits& limits, cudaStream_t stream) {
+  constexpr int kFixedBytes =
+      CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockRows)) + CarvedBytes<Visible>(kBlockRows);
+  constexpr int kPairBytes = 2 * CarvedBytes<BF16>(TileElements<kHeadDim>(kTileKeys));
+  constexpr int kReservedBytes = 1024;  // that the system takes of each block's share
+  const int share_bytes = limits.shared_bytes / kBlocksPerMultiprocessor - kReservedBytes;
+  p.depth = kFixedBytes + 2 * kPairBytes <= share_bytes ? 2 : 1;
+  const int n_items = p.n_head_blocks * p.n_row_tiles;
+  const cudaError_t error = Launch({.name = "attend dense",
+                                    .grid = dim3(static_cast<unsigned>(n_items * p.n_splits)),
+                                    .block = kThreads,
+                                    .smem_bytes = kFixedBytes + p.depth * kPairBytes,
+                                    .stream = stream},
+                                   DenseKernel<kHeadDim>, p);
+  if (error != cudaSuccess || p.n_splits == 1) return error;
+  const int64_t n_warps = int64_t{n_items} * kBlockRows;
+  return Launch({.name = "merge dense",
+                 .grid = dim3(static_cast<unsigned>(CeilDiv(n_warps, kThreads / kWarpLanes))),
+                 .block = kThreads,
+                 .stream = stream},
+                MergeSplitsKernel<kHeadDim>, p);
+}
+
+}  // namespace
+
+int64_t AttendDenseScratchBytes(const DeviceLimits& limits, int64_t head_dim) {
+  return MaxSplitBlocks(limits) * kBlockRows * (head_dim + 1) * int64_t{sizeof(float)};
+}
+
+cudaError_t AttendDense(const AttendDenseArgs& args, const KeyRange& keys,
+                        const DeviceLimits& limits, std::byte* scratch, cudaStream_t stream) {
+  CheckArgs(args, DType::kBF16);
+  const int64_t n_tokens = args.q.dim(0);
+  const int64_t n_heads = args.q.dim(1);
+  const int64_t head_dim = args.kv.head_dim;
+  const int64_t n_keys = args.q_begin + n_tokens;
+  if (n_tokens == 0) return cudaSuccess;
+  LH_CHECK(args.kv.dtype == DType::kBF16 && args.scale > 0);
+  LH_CHECK(n_keys <= std::numeric_limits<int32_t>::max() - kTileKeys);
+  LH_CHECK(0 <= keys.begin && keys.begin <= keys.end);
+  LH_CHECK(args.q.stride(0) % 8 == 0 && args.out.stride(0) % 2 == 0);
+
+  const int64_t group = n_heads / args.kv.n_kv_heads;
+  const int64_t pack = args.head_mask != nullptr ? 1 : group;
+  DenseParams p;
+  p.q = static_cast<const BF16*>(args.q.data());
+  p.out = static_cast<BF16*>(args.out.data());
+  p.lse = args.lse.empty() ? nullptr : static_cast<float*>(args.lse.data());
+  p.head_mask = args.head_mask;
+  p.kv = MakePagedKv(args.kv);
+  p.q_stride = args.q.stride(0);
+  p.out_stride = args.out.stride(0);
+  p.lse_stride = args.lse.empty() ? 0 : args.lse.stride(0);
+  p.q_begin = static_cast<int32_t>(args.q_begin);
+  p.key_begin = static_cast<int32_t>(std::min(keys.begin, n_keys));
+  p.key_end = static_cast<int32_t>(std::min(keys.end, n_keys));
+  p.window = static_cast<int32_t>(args.window == 0 ? n_keys : std::min(args.window, n_keys));
+  p.n_rows = static_cast<int32_t>(n_tokens * pack);
+  p.pack = static_cast<int32_t>(pack);
+  p.group = static_cast<int32_t>(group);
+  p.n_row_tiles = static_cast<int32_t>(CeilDiv(n_tokens * pack, kBlockRows));
+  p.n_head_blocks = static_cast<int32_t>(n_heads / pack);
+  p.scale_log2 = args.scale * kLog2E;
+
+  // Few rows and many keys: more blocks share the keys of a tile.
+  const int64_t n_items = int64_t{p.n_head_blocks} * p.n_row_tiles;
+  const int64_t n_seen = std::min<int64_t>(p.key_end - p.key_begin, p.window + n_tokens);
+  const int64_t max_splits = std::max<int64_t>(n_seen / (kMinSplitTiles * kTileKeys), 1);
+  p.n_splits =
+      static_cast<int32_t>(std::clamp<int64_t>(MaxSplitBlocks(limits) / n_items, 1, max_splits));
+  const int64_t part_rows = n_items * p.n_splits * kBlockRows;
+  p.partials.output = reinterpret_cast<float*>(scratch);
+  p.partials.lse = reinterpret_cast<float*>(scratch) + part_rows * head_dim;
+
+  const int64_t head_bytes = 2 * n_seen * head_dim * int64_t{sizeof(BF16)};
+  const int64_t kv_heads_in_l2 = std::clamp<int64_t>(
+      limits.l2_bytes / 2 / std::max<int64_t>(head_bytes, 1), 1, args.kv.n_kv_heads);
+  p.section_blocks = static_cast<int32_t>(kv_heads_in_l2 * (group / pack));
+
+  return WithHeadDim(head_dim,
+                     [&]<int kHeadDim>() { return LaunchDense<kHeadDim>(p, limits, stream); });
+}
+
+}  // namespace longhaul::cuda
