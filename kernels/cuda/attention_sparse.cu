@@ -1,0 +1,314 @@
+#include "kernels/cuda/attention_sparse.h"
+
+#include <algorithm>
+
+#include "kernels/base/check.h"
+#include "kernels/base/checked_math.h"
+#include "kernels/check_args.h"
+#include "kernels/cuda/attention_sparse_tiles.cuh"
+#include "kernels/cuda/head_dim.h"
+#include "kernels/cuda/launch.h"
+
+namespace longhaul::cuda {
+namespace {
+
+// As in attention_dense.cu.
+constexpr int kThreads = 128;
+constexpr int kRowTiles = 2;
+constexpr int kWarpRows = 16 * kRowTiles;
+constexpr int kBlockRows = kThreads / kWarpLanes * kWarpRows;
+constexpr int kBlocksPerMultiprocessor = 2;
+constexpr int kCopyBlocks = 32;  // that share the stripes of a head
+
+// One block: in which order the heads are worked on, and where their stripes are copied to.
+LH_KERNEL(kThreads, 1) PrepareKernel(SparseParams p) {
+  for (int head = ThreadId(); head < p.n_heads; head += kThreads) {
+    const int64_t mine = p.kept_pairs[head];
+    int rank = 0;
+    for (int other = 0; other < p.n_heads; ++other) {
+      const int64_t others = p.kept_pairs[other];
+      if (others > mine || (others == mine && other < head)) ++rank;
+    }
+    p.head_order[rank] = head;
+  }
+  if (ThreadId() != 0) return;
+  int64_t n_taken = 0;
+  for (int head = 0; head < p.n_heads; ++head) {
+    const int32_t kind = p.kind[head];
+    int64_t begin = -1;
+    if (kind == static_cast<int32_t>(HeadKind::kSparse)) {
+      const int64_t n_keys = CopiedKeys(p, p.n_stripes[head]);
+      if (n_taken + n_keys <= p.most_copies) {
+        begin = n_taken;
+        n_taken += n_keys;
+      }
+    }
+    p.copies_begin[head] = begin;
+  }
+}
+
+// Grid [kCopyBlocks, H]: the stripes of a head to contiguous memory.
+template <int kHeadDim>
+LH_KERNEL(kThreads, 1)
+CopyStripesKernel(SparseParams p) {
+  constexpr int kPieces = kHeadDim / 8;
+  const int64_t head = BlockY();
+  const int64_t begin = p.copies_begin[head];
+  if (begin < 0) return;
+  const int kv_head = static_cast<int>(head) / p.group;
+  const int32_t n_stripes = p.n_stripes[head];
+  const int64_t n_pieces = int64_t{n_stripes} * p.stripe_width * kPieces;
+  const Global<BF16> keys = p.copies + 2 * begin * kHeadDim;
+  const Global<BF16> values = keys + CopiedKeys(p, n_stripes) * kHeadDim;
+  for (int64_t piece = int64_t{BlockX()} * kThreads + ThreadId(); piece < n_pieces;
+       piece += int64_t{kCopyBlocks} * kThreads) {
+    const int64_t index = piece / kPieces;
+    const int32_t stripe = p.stripes[head * p.max_stripes + index / p.stripe_width];
+    const int key = stripe + static_cast<int>(index % p.stripe_width);
+    if (key >= p.q_begin + p.n_tokens) continue;
+    const int page = p.kv.pages[key / kTileKeys];
+    const int64_t at = key % kTileKeys * kHeadDim + piece % kPieces * 8;
+    StoreVec(keys + piece * 8, LoadVec<U32x4>(p.kv.Keys(page, kv_head) + at));
+    StoreVec(values + piece * 8, LoadVec<U32x4>(p.kv.Values(page, kv_head) + at));
+  }
+}
+
+template <int kHeadDim>
+LH_DEVICE void CopyQueriesAsync(const SparseParams& p, Shared<BF16> to, int head, int first_row) {
+  constexpr int kPieces = kHeadDim / 8;
+  for (int piece = ThreadId(); piece < kBlockRows * kPieces; piece += kThreads) {
+    const int row = piece / kPieces;
+    const bool valid = first_row + row < p.n_tokens;
+    const int64_t at = (first_row + row) * p.q_stride + head * kHeadDim + piece % kPieces * 8;
+    CopyAsync16(to + (piece * 8 + row * kTilePad), valid ? p.q + at : p.q, valid);
+  }
+}
+
+template <int kHeadDim>
+LH_DEVICE void WriteRows(const SparseParams& p, int head, int first_row,
+                         const SoftmaxState<kHeadDim, kRowTiles>& state) {
+  LH_UNROLL
+  for (int r = 0; r < kRowTiles; ++r) {
+    LH_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      float inverse;
+      float lse_log2;
+      state.Finish(r, half, p.scale_log2, inverse, lse_log2);
+      const int64_t row = first_row + 16 * r + 8 * half + LaneId() / 4;
+      if (row >= p.n_tokens) continue;
+      const Global<BF16> out = p.out + (row * p.out_stride + head * kHeadDim + LaneId() % 4 * 2);
+      LH_UNROLL
+      for (int d = 0; d < kHeadDim / 8; ++d) {
+        StoreVec(out + 8 * d, PackBf16(state.output[r][d][2 * half] * inverse,
+                                       state.output[r][d][2 * half + 1] * inverse));
+      }
+      if (LaneId() % 4 == 0) p.lse[row * p.lse_stride + head] = lse_log2 * kLn2;
+    }
+  }
+}
+
+LH_DEVICE SparseRows RowsOfBlock(const SparseParams& p) {
+  const int row_tile = p.n_row_tiles - 1 - BlockX() % p.n_row_tiles;
+  SparseRows rows;
+  rows.head = p.head_order[BlockX() / p.n_row_tiles];
+  rows.kv_head = rows.head / p.group;
+  rows.first = p.q_begin + row_tile * kBlockRows;
+  rows.last = std::min(rows.first + kBlockRows, p.q_begin + p.n_tokens) - 1;
+  rows.kind = static_cast<HeadKind>(p.kind[rows.head]);
+  return rows;
+}
+
+// Keys of tile n, then its values, tiles in order, one group of copies each. They have `depth`
+// places each; the slot of a tile is filled two tiles ahead.
+template <int kHeadDim>
+class SparsePipeline {
+ public:
+  static constexpr int kTileElements = TileElements<kHeadDim>(kTileKeys);
+
+  LH_DEVICE SparsePipeline(const SparseParams& p, Shared<BF16> places, const TileSlots& slots)
+      : p_(p), places_(places), slots_(slots) {}
+
+  LH_DEVICE Shared<BF16> Keys(int n) const {
+    return places_ + (n & (p_.depth - 1)) * kTileElements;
+  }
+  LH_DEVICE Shared<BF16> Values(int n) const {
+    return places_ + (p_.depth + (n & (p_.depth - 1))) * kTileElements;
+  }
+
+  // `exists`: whether there is a tile n. An empty group otherwise.
+  LH_DEVICE void CopyKeys(int n, bool exists) const {
+    if (exists) slots_.template CopyAsync<kHeadDim, kThreads>(p_, Keys(n), n, false);
+    CopyAsyncCommit();
+  }
+  LH_DEVICE void CopyValues(int n, bool exists) const {
+    if (exists) slots_.template CopyAsync<kHeadDim, kThreads>(p_, Values(n), n, true);
+    CopyAsyncCommit();
+  }
+
+  // For the oldest tile (keys or values) under way, in all threads.
+  LH_DEVICE void Wait() const {
+    if (p_.depth == 1) {
+      CopyAsyncWait<0>();
+    } else {
+      CopyAsyncWait<2>();
+    }
+    SyncThreads();
+  }
+
+ private:
+  const SparseParams& p_;
+  Shared<BF16> places_;
+  const TileSlots& slots_;
+};
+
+// Grid [H * n_row_tiles].
+template <int kHeadDim>
+LH_KERNEL(kThreads, kBlocksPerMultiprocessor)
+SparseKernel(const SparseParams p) {
+  using Pipeline = SparsePipeline<kHeadDim>;
+  SharedArena arena;
+  const Shared<BF16> queries = arena.Carve<BF16>(TileElements<kHeadDim>(kBlockRows));
+  const Shared<BF16> places = arena.Carve<BF16>(2 * p.depth * Pipeline::kTileElements);
+  TileSlots slots(arena);
+  const SparseRows rows = RowsOfBlock(p);
+  BandSet bands;
+  if (p.max_bands > 0 && rows.kind == HeadKind::kSparse) {
+    const int n_words = BandSetWords(p.q_begin + p.n_tokens);
+    bands = BandSet(arena.Carve<uint32_t>(n_words));
+    bands.Fill<kThreads>(p, rows.head, n_words);
+  }
+
+  TileWalk walk(p, rows);
+  CopyQueriesAsync<kHeadDim>(p, queries, rows.head, rows.first - p.q_begin);
+  if (WarpId() == 0) {
+    slots.Fill<kHeadDim>(p, rows, bands, walk, 0);
+    slots.Fill<kHeadDim>(p, rows, bands, walk, 1);
+  }
+  SyncThreads();
+  const Pipeline tiles(p, places, slots);
+  bool has_next = slots.mask(1) != TileMask::kEmpty;
+  tiles.CopyKeys(0, true);
+  if (p.depth == 2) {
+    tiles.CopyValues(0, true);
+    tiles.CopyKeys(1, has_next);
+  }
+
+  const int first_row = rows.first + WarpId() * kWarpRows;
+  const Shared<BF16> warp_queries = queries + TileElements<kHeadDim>(WarpId() * kWarpRows);
+  const bool has_rows = first_row <= rows.last;
+  SoftmaxState<kHeadDim, kRowTiles> state;
+  state.Clear();
+  // Every row has a tile: the window holds the row's own key.
+  for (int n = 0; slots.mask(n) != TileMask::kEmpty; ++n) {
+    tiles.Wait();
+    has_next = slots.mask(n + 1) != TileMask::kEmpty;
+    tiles.CopyValues(n + p.depth - 1, p.depth == 1 || has_next);
+    if (WarpId() == 0) slots.Fill<kHeadDim>(p, rows, bands, walk, n + 2);
+    const bool is_seen = has_rows && slots.IsSeen(n, first_row, first_row + kWarpRows - 1);
+    uint32_t weights[kRowTiles][kTileKeys / 8][2];
+    if (is_seen) {
+      float scores[kRowTiles][kTileKeys / 8][4];
+      ComputeScores<kHeadDim>(scores, warp_queries, tiles.Keys(n));
+      if (slots.mask(n) != TileMask::kNone) slots.Mask(scores, n, first_row, bands);
+      state.Update(scores, weights, p.scale_log2);
+    }
+    tiles.Wait();
+    tiles.CopyKeys(n + p.depth, slots.mask(n + p.depth) != TileMask::kEmpty);
+    if (is_seen) AddValues<kHeadDim>(state.output, weights, tiles.Values(n));
+  }
+  CopyAsyncWait<0>();
+  if (has_rows) WriteRows<kHeadDim>(p, rows.head, first_row - p.q_begin, state);
+}
+
+template <int kHeadDim>
+cudaError_t LaunchSparse(SparseParams p, const DeviceLimits& limits, cudaStream_t stream) {
+  const auto n_heads = static_cast<unsigned>(p.n_heads);
+  cudaError_t error =
+      Launch({.name = "attend sparse: prepare", .grid = {1}, .block = kThreads, .stream = stream},
+             PrepareKernel, p);
+  if (error == cudaSuccess && p.most_copies > 0) {
+    error = Launch({.name = "attend sparse: copy stripes",
+                    .grid = {kCopyBlocks, n_heads},
+                    .block = kThreads,
+                    .stream = stream},
+                   CopyStripesKernel<kHeadDim>, p);
+  }
+  if (error != cudaSuccess) return error;
+
+  const int band_words = p.max_bands > 0 ? BandSetWords(p.q_begin + p.n_tokens) : 0;
+  const int fixed_bytes = CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockRows)) +
+                          TileSlots::kBytes + CarvedBytes<uint32_t>(band_words);
+  constexpr int kPairBytes = 2 * CarvedBytes<BF16>(TileElements<kHeadDim>(kTileKeys));
+  constexpr int kReservedBytes = 1024;  // that the system takes of each block's share
+  const int share_bytes = limits.shared_bytes / kBlocksPerMultiprocessor - kReservedBytes;
+  p.depth = fixed_bytes + 2 * kPairBytes <= share_bytes ? 2 : 1;
+  return Launch({.name = "attend sparse",
+                 .grid = {n_heads * static_cast<unsigned>(p.n_row_tiles)},
+                 .block = kThreads,
+                 .smem_bytes = fixed_bytes + p.depth * kPairBytes,
+                 .stream = stream},
+                SparseKernel<kHeadDim>, p);
+}
+
+// Points the parameters into the scratch; returns its size.
+int64_t CarveScratch(int64_t n_heads, int64_t head_dim, const StripeCopies& copies,
+                     std::byte* scratch, SparseParams& p) {
+  const int64_t copies_at = 0;
+  const int64_t begin_at = copies_at + 2 * copies.n_keys * head_dim * int64_t{sizeof(BF16)};
+  const int64_t order_at = begin_at + n_heads * int64_t{sizeof(int64_t)};
+  p.copies = reinterpret_cast<BF16*>(scratch + copies_at);
+  p.copies_begin = reinterpret_cast<int64_t*>(scratch + begin_at);
+  p.head_order = reinterpret_cast<int32_t*>(scratch + order_at);
+  p.most_copies = copies.n_keys;
+  return order_at + n_heads * int64_t{sizeof(int32_t)};
+}
+
+}  // namespace
+
+int64_t AttendSparseScratchBytes(int64_t n_heads, int64_t head_dim, const StripeCopies& copies) {
+  SparseParams unused;
+  return CarveScratch(n_heads, head_dim, copies, nullptr, unused);
+}
+
+cudaError_t AttendSparse(const AttendSparseArgs& args, const StripeCopies& copies,
+                         const DeviceLimits& limits, std::byte* scratch, cudaStream_t stream) {
+  CheckArgs(args, DType::kBF16);
+  const int64_t n_tokens = args.q.dim(0);
+  const int64_t n_keys = args.q_begin + n_tokens;
+  if (n_tokens == 0) return cudaSuccess;
+  LH_CHECK(args.kv.dtype == DType::kBF16 && args.scale > 0);
+  LH_CHECK(n_keys <= std::numeric_limits<int32_t>::max() / 2);
+  LH_CHECK(args.q.stride(0) % 8 == 0 && args.out.stride(0) % 2 == 0);
+
+  const SparsePlan& plan = args.plan;
+  SparseParams p;
+  p.q = args.q.As<BF16>();
+  p.out = args.out.As<BF16>();
+  p.lse = args.lse.As<float>();
+  p.kv = MakePagedKv(args.kv);
+  p.q_stride = args.q.stride(0);
+  p.out_stride = args.out.stride(0);
+  p.lse_stride = args.lse.stride(0);
+  p.q_begin = static_cast<int32_t>(args.q_begin);
+  p.n_tokens = static_cast<int32_t>(n_tokens);
+  p.n_heads = static_cast<int32_t>(args.q.dim(1));
+  p.group = p.n_heads / args.kv.n_kv_heads;
+  p.n_row_tiles = static_cast<int32_t>(CeilDiv(n_tokens, kBlockRows));
+  p.scale_log2 = args.scale * kLog2E;
+  p.sink = static_cast<int32_t>(std::min(plan.local.sink, n_keys));
+  p.window = static_cast<int32_t>(std::min(plan.local.window, n_keys));
+  p.stripe_width = static_cast<int32_t>(plan.stripe_width);
+  p.max_stripes = plan.max_stripes;
+  p.max_bands = plan.max_bands;
+  p.kind = plan.kind;
+  p.n_stripes = plan.n_stripes;
+  p.stripes = plan.stripes;
+  p.n_bands = plan.n_bands;
+  p.bands = plan.bands;
+  p.kept_pairs = plan.kept_pairs;
+  CarveScratch(p.n_heads, args.kv.head_dim, copies, scratch, p);
+  return WithHeadDim(args.kv.head_dim,
+                     [&]<int kHeadDim>() { return LaunchSparse<kHeadDim>(p, limits, stream); });
+}
+
+}  // namespace longhaul::cuda

@@ -1,0 +1,388 @@
+// Which keys a block of rows attends to under a plan, tile by tile. Device code.
+//
+// Every tile is 64 keys, wherever they lie: a page, or 64 keys of stripes. Its slot in shared
+// memory says where each key's row stands, and which of the pairs count. Distances i - j between
+// row and key that a head keeps on diagonals (the window and its bands) form "runs". Keys below the
+// sink are taken by the sink, keys at a distance inside a run by the run, and stripes give what is
+// left: so every pair counts once.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels/cuda/attention_tiles.cuh"
+
+namespace longhaul::cuda {
+
+struct SparseParams {
+  Global<const BF16> q;  // [T, H, D]
+  Global<BF16> out;      // [T, H, D]
+  Global<float> lse;     // [T, H] natural logarithm
+  PagedKv kv;
+  int64_t q_stride = 0;
+  int64_t out_stride = 0;
+  int64_t lse_stride = 0;
+  int32_t q_begin = 0;
+  int32_t n_tokens = 0;  // T
+  int32_t n_heads = 0;
+  int32_t group = 1;
+  int32_t n_row_tiles = 0;
+  int32_t depth = 1;  // tiles of keys, and of values, in shared memory: 1 or 2
+  float scale_log2 = 0;
+  // The plan.
+  int32_t sink = 0;
+  int32_t window = 0;
+  int32_t stripe_width = 1;
+  int64_t max_stripes = 0;
+  int64_t max_bands = 0;
+  Global<const int32_t> kind;
+  Global<const int32_t> n_stripes;
+  Global<const int32_t> stripes;
+  Global<const int32_t> n_bands;
+  Global<const int32_t> bands;
+  Global<const int64_t> kept_pairs;
+  // Made by the first kernel of the call.
+  Global<int32_t> head_order;    // [H] the head with the most work first
+  Global<int64_t> copies_begin;  // [H] first key of the head's copies; -1: gathered from the pages
+  Global<BF16> copies;           // of a head with n keys: [n, D] keys, then [n, D] values
+  int64_t most_copies = 0;       // keys
+};
+
+// Keys of the head's stripes, a whole number of tiles.
+LH_DEVICE int64_t CopiedKeys(const SparseParams& p, int n_stripes) {
+  const int64_t n_keys = int64_t{n_stripes} * p.stripe_width;
+  return (n_keys + kTileKeys - 1) / kTileKeys * kTileKeys;
+}
+
+// 64 keys that count for the rows at a distance in [near, far) each, if they lie in [key_min,
+// key_end).
+struct SparseTile {
+  int32_t first;  // key, or index among the keys of the head's stripes
+  int32_t is_stripes;
+  int32_t key_min;
+  int32_t key_end;
+  int32_t near;
+  int32_t far;
+};
+
+inline constexpr int32_t kNoKey = std::numeric_limits<int32_t>::max();
+inline constexpr int32_t kAnyDistance = std::numeric_limits<int32_t>::max();
+
+// The rows of one block: positions [first, last] of one head.
+struct SparseRows {
+  int head;
+  int kv_head;
+  int first;
+  int last;
+  HeadKind kind;
+};
+
+// The tiles that some of the rows need, in the order stripes, sink, bands, window.
+class TileWalk {
+ public:
+  LH_DEVICE TileWalk(const SparseParams& p, const SparseRows& rows) {
+    if (rows.kind == HeadKind::kDense) phase_ = Phase::kDense;
+    if (rows.kind != HeadKind::kSparse) return;
+    n_bands_ = p.n_bands[rows.head];
+    n_stripe_keys_ = StripesBefore(p, rows, rows.last - p.window + 1) * p.stripe_width;
+  }
+
+  // False: there are no more.
+  LH_DEVICE bool Next(const SparseParams& p, const SparseRows& rows, SparseTile& tile) {
+    while (next_ >= end_) {
+      if (!NextPhase(p, rows)) return false;
+    }
+    tile = tile_;
+    tile.first = next_;
+    next_ += kTileKeys;
+    return true;
+  }
+
+  LH_DEVICE int n_stripe_keys() const { return n_stripe_keys_; }
+
+ private:
+  enum class Phase : int32_t { kStripes, kSink, kBands, kWindow, kDense, kEnd };
+
+  // How many stripes begin before `key`. Called by whole warps.
+  LH_DEVICE static int StripesBefore(const SparseParams& p, const SparseRows& rows, int key) {
+    const Global<const int32_t> stripes = p.stripes + rows.head * p.max_stripes;
+    int begin = 0;
+    int end = p.n_stripes[rows.head];
+    while (begin < end) {  // 32 probes at a time, evenly spread over [begin, end)
+      const int step = (end - begin + kWarpLanes - 1) / kWarpLanes;
+      const int probe = begin + LaneId() * step;
+      const bool before = probe < end && stripes[probe] < key;
+      const int n_before = PopCount(Ballot(before));
+      if (n_before == 0) return begin;
+      const int limit = begin + n_before * step;
+      begin += (n_before - 1) * step + 1;
+      end = std::min(end, limit);
+    }
+    return begin;
+  }
+
+  // Sets what the following tiles have in common; possibly none follow.
+  LH_DEVICE bool NextPhase(const SparseParams& p, const SparseRows& rows) {
+    next_ = 0;
+    end_ = 0;
+    switch (phase_) {
+      case Phase::kStripes:
+        phase_ = Phase::kSink;
+        end_ = n_stripe_keys_;
+        tile_ = {0, 1, p.sink, kNoKey, p.window, kAnyDistance};
+        return true;
+      case Phase::kSink:
+        phase_ = Phase::kBands;
+        end_ = std::min(p.sink, rows.last + 1);
+        tile_ = {0, 0, 0, p.sink, 0, kAnyDistance};
+        return true;
+      case Phase::kBands:
+        if (band_ < n_bands_) {
+          BeginBands(p, rows);
+        } else {
+          phase_ = Phase::kWindow;
+        }
+        return true;
+      case Phase::kWindow:
+        phase_ = Phase::kEnd;
+        BeginRun(p, rows, 0, p.window);
+        return true;
+      case Phase::kDense:
+        phase_ = Phase::kEnd;
+        end_ = rows.last + 1;
+        tile_ = {0, 0, 0, kNoKey, 0, kAnyDistance};
+        return true;
+      case Phase::kEnd:
+        return false;
+    }
+    return false;
+  }
+
+  // The next band, and those that adjoin it.
+  LH_DEVICE void BeginBands(const SparseParams& p, const SparseRows& rows) {
+    const Global<const int32_t> bands = p.bands + rows.head * p.max_bands;
+    const int first_band = bands[band_];
+    int n = 1;
+    while (band_ + n < n_bands_ && bands[band_ + n] == first_band + n) ++n;
+    band_ += n;
+    BeginRun(p, rows, std::max(first_band * kBand, p.window), (first_band + n) * kBand);
+  }
+
+  LH_DEVICE void BeginRun(const SparseParams& p, const SparseRows& rows, int near, int far) {
+    const int key_begin = std::max(p.sink, rows.first - far + 1);
+    next_ = key_begin / kTileKeys * kTileKeys;
+    end_ = rows.last - near + 1;
+    tile_ = {0, 0, p.sink, kNoKey, near, far};
+  }
+
+  static constexpr int kBand = static_cast<int>(kBandWidth);
+
+  Phase phase_ = Phase::kStripes;
+  int next_ = 0;
+  int end_ = 0;
+  int band_ = 0;
+  int n_bands_ = 0;
+  int n_stripe_keys_ = 0;
+  SparseTile tile_ = {};
+};
+
+// One bit per band of the block's head, in shared memory.
+class BandSet {
+ public:
+  static constexpr int kBitsPerWord = 32;
+
+  BandSet() = default;
+  LH_DEVICE explicit BandSet(Shared<uint32_t> words) : words_(words) {}
+
+  // Called by all kThreads threads; ends with a barrier. The bands of a list differ, so adding bits
+  // sets them.
+  template <int kThreads>
+  LH_DEVICE void Fill(const SparseParams& p, int head, int n_words) {
+    for (int i = ThreadId(); i < n_words; i += kThreads) words_[i] = 0;
+    SyncThreads();
+    const int n = p.n_bands[head];
+    for (int i = ThreadId(); i < n; i += kThreads) {
+      const int band = p.bands[head * p.max_bands + i];
+      AtomicAdd(words_ + band / kBitsPerWord, 1u << band % kBitsPerWord);
+    }
+    SyncThreads();
+  }
+
+  LH_DEVICE bool Has(int distance) const {
+    const int band = distance / static_cast<int>(kBandWidth);
+    const uint32_t word = words_[band / kBitsPerWord];
+    return (word >> band % kBitsPerWord & 1) != 0;
+  }
+
+ private:
+  Shared<uint32_t> words_;
+};
+
+// Words for distances of up to n_keys + the rows of a block.
+constexpr int BandSetWords(int64_t n_keys) {
+  constexpr int64_t kMostRows = 128;
+  return static_cast<int>((n_keys + kMostRows) / kBandWidth / BandSet::kBitsPerWord + 1);
+}
+
+// How a tile is masked.
+enum class TileMask : int32_t {
+  kNone,       // every row sees every key
+  kDistances,  // by key range and distance
+  kBands,      // also by the bands, which have taken some pairs
+  kEmpty,      // no tile
+};
+
+// What the block knows of a tile while it is loaded and used. There are three of these: the tile in
+// use, the next one, whose copies are under way, and the one after it.
+inline constexpr int kSlots = 3;
+
+class TileSlots {
+ public:
+  static constexpr int kBytes =
+      CarvedBytes<int64_t>(kSlots * kTileKeys) + CarvedBytes<int32_t>(kSlots * kTileKeys) +
+      CarvedBytes<SparseTile>(kSlots) + CarvedBytes<int64_t>(kSlots) + CarvedBytes<int32_t>(kSlots);
+
+  LH_DEVICE explicit TileSlots(SharedArena& arena)
+      : offset_(arena.Carve<int64_t>(kSlots * kTileKeys)),
+        key_(arena.Carve<int32_t>(kSlots * kTileKeys)),
+        tile_(arena.Carve<SparseTile>(kSlots)),
+        values_(arena.Carve<int64_t>(kSlots)),
+        mask_(arena.Carve<int32_t>(kSlots)) {}
+
+  // Called by one warp: the next tile of the walk into slot `n` % 3.
+  template <int kHeadDim>
+  LH_DEVICE void Fill(const SparseParams& p, const SparseRows& rows, const BandSet& bands,
+                      TileWalk& walk, int n) {
+    const int slot = n % kSlots;
+    SparseTile tile;
+    if (!walk.Next(p, rows, tile)) {
+      if (LaneId() == 0) mask_[slot] = static_cast<int32_t>(TileMask::kEmpty);
+      return;
+    }
+    const int64_t copies = tile.is_stripes != 0 ? p.copies_begin[rows.head] : int64_t{-1};
+    const bool check_bands = tile.is_stripes != 0 && p.n_bands[rows.head] > 0;
+    bool whole = true;
+    bool crosses_bands = false;
+    for (int i = LaneId(); i < kTileKeys; i += kWarpLanes) {
+      const int key = KeyAt(p, rows, tile, walk.n_stripe_keys(), tile.first + i);
+      const bool valid = key != kNoKey;
+      int64_t offset = 0;
+      if (valid && copies < 0) {
+        const int page = p.kv.pages[key / kTileKeys];
+        const int64_t at = page * p.kv.page_stride + p.kv.layer_offset;
+        offset = at + rows.kv_head * p.kv.head_stride + key % kTileKeys * kHeadDim;
+      } else if (valid) {
+        const int64_t from_pool = (reinterpret_cast<intptr_t>(p.copies.pointer()) -
+                                   reinterpret_cast<intptr_t>(p.kv.pool.pointer())) /
+                                  static_cast<intptr_t>(sizeof(BF16));
+        offset = from_pool + (2 * copies + tile.first + i) * kHeadDim;
+      }
+      offset_[slot * kTileKeys + i] = offset;
+      key_[slot * kTileKeys + i] = key;
+      whole &= key >= tile.key_min && key < tile.key_end && rows.first - key >= tile.near &&
+               rows.last - key < tile.far;
+      if (check_bands && valid) crosses_bands |= CrossesBands(rows, bands, key);
+    }
+    whole = WarpAll(whole);
+    crosses_bands = WarpAny(crosses_bands);
+    if (LaneId() != 0) return;
+    tile_[slot] = tile;
+    values_[slot] = copies < 0 ? p.kv.head_stride / 2
+                               : CopiedKeys(p, p.n_stripes[rows.head]) * int64_t{kHeadDim};
+    const TileMask mask = crosses_bands ? TileMask::kBands
+                          : whole       ? TileMask::kNone
+                                        : TileMask::kDistances;
+    mask_[slot] = static_cast<int32_t>(mask);
+  }
+
+  LH_DEVICE TileMask mask(int n) const {
+    const int32_t mask = mask_[n % kSlots];
+    return static_cast<TileMask>(mask);
+  }
+
+  // Copies the keys of tile n, or its values, row by row; asynchronous, the caller commits. Rows
+  // that stand for no key become 0: what is left in memory may be NaN, and 0 * NaN would reach the
+  // outputs.
+  template <int kHeadDim, int kThreads>
+  LH_DEVICE void CopyAsync(const SparseParams& p, Shared<BF16> to, int n, bool is_values) const {
+    constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, in a row
+    constexpr int kTotal = kTileKeys * kPieces;
+    const int slot = n % kSlots;
+    const int64_t values = is_values ? static_cast<int64_t>(values_[slot]) : 0;
+    LH_UNROLL
+    for (int begin = 0; begin < kTotal; begin += kThreads) {
+      const int piece = begin + ThreadId();
+      if (kTotal % kThreads != 0 && piece >= kTotal) break;
+      const int row = piece / kPieces;
+      const int64_t offset = offset_[slot * kTileKeys + row];
+      const int32_t key = key_[slot * kTileKeys + row];
+      CopyAsync16(to + (piece * 8 + row * kTilePad),
+                  p.kv.pool + (offset + values + piece % kPieces * 8), key != kNoKey);
+    }
+  }
+
+  // Whether any row of [first, last] can see a key of tile n; pages only, true for stripes.
+  LH_DEVICE bool IsSeen(int n, int first, int last) const {
+    const SparseTile tile = tile_[n % kSlots];
+    if (tile.is_stripes != 0) return true;
+    return last - tile.first >= tile.near && first - (tile.first + kTileKeys - 1) < tile.far;
+  }
+
+  // Scores of pairs that do not count become -infinity. `first_row`: position of the warp's first.
+  template <int kRowTiles>
+  LH_DEVICE void Mask(float (&scores)[kRowTiles][kTileKeys / 8][4], int n, int first_row,
+                      const BandSet& bands) const {
+    const int slot = n % kSlots;
+    const SparseTile tile = tile_[slot];
+    const bool by_bands = mask(n) == TileMask::kBands;
+    const int lane_row = first_row + LaneId() / 4;
+    LH_UNROLL
+    for (int column = 0; column < kTileKeys / 8; ++column) {
+      LH_UNROLL
+      for (int parity = 0; parity < 2; ++parity) {
+        const int key = key_[slot * kTileKeys + 8 * column + LaneId() % 4 * 2 + parity];
+        const bool in_range = key >= tile.key_min && key < tile.key_end;
+        LH_UNROLL
+        for (int r = 0; r < kRowTiles; ++r) {
+          LH_UNROLL
+          for (int half = 0; half < 2; ++half) {
+            const int distance = lane_row + 16 * r + 8 * half - key;
+            bool counts = in_range && distance >= tile.near && distance < tile.far;
+            if (by_bands && counts) counts = !bands.Has(distance);
+            if (!counts) scores[r][column][2 * half + parity] = MinusInfinity();
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  // kNoKey where there is none.
+  LH_DEVICE static int KeyAt(const SparseParams& p, const SparseRows& rows, const SparseTile& tile,
+                             int n_stripe_keys, int index) {
+    if (tile.is_stripes == 0) return index <= rows.last ? index : kNoKey;
+    if (index >= n_stripe_keys) return kNoKey;
+    const int stripe = p.stripes[rows.head * p.max_stripes + index / p.stripe_width];
+    const int key = stripe + index % p.stripe_width;
+    return key <= rows.last ? key : kNoKey;
+  }
+
+  // Whether some row meets the key in a band.
+  LH_DEVICE static bool CrossesBands(const SparseRows& rows, const BandSet& bands, int key) {
+    constexpr int kBand = static_cast<int>(kBandWidth);
+    bool crosses = false;
+    for (int distance = std::max(rows.first - key, 0) / kBand * kBand; distance <= rows.last - key;
+         distance += kBand) {
+      crosses |= bands.Has(distance);
+    }
+    return crosses;
+  }
+
+  Shared<int64_t> offset_;   // [kSlots, 64] of the key's row, from the pool, in elements
+  Shared<int32_t> key_;      // [kSlots, 64]
+  Shared<SparseTile> tile_;  // [kSlots]
+  Shared<int64_t> values_;   // [kSlots] from a key's row to its value's
+  Shared<int32_t> mask_;     // [kSlots] TileMask
+};
+
+}  // namespace longhaul::cuda

@@ -1,0 +1,299 @@
+// Pass 1: log-sum-exp of the sampled rows, over all keys and over the local ones.
+//
+// The R sampled rows of the G query heads of a kv head make up a matrix of R * G rows, so that a
+// key tile is loaded once for all of them. A block takes kBlockRows of these and a chunk of the
+// keys; the merge adds the chunks in their order. Chunks depend on the number of keys alone, so
+// that the result does not depend on the device.
+#include <algorithm>
+
+#include "kernels/base/checked_math.h"
+#include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/head_dim.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/sample_passes.h"
+
+namespace longhaul::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * kWarpLanes;
+constexpr int kRowTiles = 2;  // of 16 rows, per warp
+constexpr int kWarpRows = 16 * kRowTiles;
+constexpr int kBlockRows = kWarps * kWarpRows;
+constexpr int kKeyTiles = kTileKeys / 8;
+constexpr int64_t kMostChunks = 128;
+constexpr int64_t kLeastChunkTiles = 8;
+
+struct LseParams {
+  Global<const BF16> q;  // [T, H, D]
+  int64_t q_stride = 0;
+  int32_t q_begin = 0;
+  PagedKv kv;
+  float scale_log2 = 0;
+  int32_t sink = 0;
+  int32_t window = 0;
+  Global<const int32_t> rows;  // [R]
+  int32_t n_rows = 0;
+  int32_t group = 0;
+  int32_t n_heads = 0;
+  int32_t n_keys = 0;
+  int32_t n_chunks = 0;
+  int32_t chunk_tiles = 0;
+  Global<float> partials;  // [n_chunks, full | local, H, R] log2
+  Global<float> lse_full;  // [H, R]
+  Global<float> lse_local;
+  int64_t lse_full_stride = 0;
+  int64_t lse_local_stride = 0;
+};
+
+// Sum of 2^(scale * score) over the columns of one lane, relative to their maximum.
+struct LaneLse {
+  float max = MinusInfinity();  // of the raw scores
+  float sum = 0.0f;
+
+  template <class Visible>
+  LH_DEVICE void Add(const float (&scores)[kKeyTiles][4], int half, float scale_log2,
+                     const Visible& visible) {
+    float new_max = max;
+    LH_UNROLL
+    for (int n = 0; n < kKeyTiles; ++n) {
+      LH_UNROLL
+      for (int parity = 0; parity < 2; ++parity) {
+        if (visible(8 * n + parity)) new_max = fmaxf(new_max, scores[n][2 * half + parity]);
+      }
+    }
+    if (new_max == MinusInfinity()) return;
+    const float shift = new_max * scale_log2;
+    sum *= Exp2Approx(max * scale_log2 - shift);
+    max = new_max;
+    LH_UNROLL
+    for (int n = 0; n < kKeyTiles; ++n) {
+      LH_UNROLL
+      for (int parity = 0; parity < 2; ++parity) {
+        const float weight = Exp2Approx(fmaf(scores[n][2 * half + parity], scale_log2, -shift));
+        if (visible(8 * n + parity)) sum += weight;
+      }
+    }
+  }
+
+  // Over the four lanes of the row; log2.
+  LH_DEVICE float Total(float scale_log2) const {
+    const float row_max = RowMax(max);
+    const float shift = row_max == MinusInfinity() ? 0.0f : row_max;
+    const float row_sum = RowSum(sum * Exp2Approx((max - shift) * scale_log2));
+    return row_sum > 0.0f ? row_max * scale_log2 + Log2Approx(row_sum) : MinusInfinity();
+  }
+};
+
+// Loads the block's queries; packed row i is sampled row i / G of head i % G of the group.
+template <int kHeadDim>
+LH_DEVICE void CopyQueriesAsync(const LseParams& p, Shared<BF16> queries, int first_row,
+                                int kv_head) {
+  constexpr int kPieces = kHeadDim / 8;
+  for (int piece = ThreadId(); piece < kBlockRows * kPieces; piece += kThreads) {
+    const int row = piece / kPieces;
+    const int packed = first_row + row;
+    const bool valid = packed < p.n_rows * p.group;
+    Global<const BF16> from = p.q;
+    if (valid) {
+      const int64_t token = p.rows[packed / p.group];
+      const int64_t head = kv_head * p.group + packed % p.group;
+      from = p.q + (token * p.q_stride + head * kHeadDim + piece % kPieces * 8);
+    }
+    CopyAsync16(queries + (piece * 8 + row * kTilePad), from, valid);
+  }
+}
+
+template <int kHeadDim>
+LH_DEVICE void CopyKeysAsync(const LseParams& p, Shared<BF16> keys, int tile, int kv_head) {
+  const int page = p.kv.pages[tile];
+  CopyTileAsync<kHeadDim, kTileKeys, kThreads>(keys, p.kv.Keys(page, kv_head),
+                                               p.n_keys - tile * kTileKeys, ThreadId());
+}
+
+// Adds one tile to this lane's rows. `position`: of each row; -1 where there is none.
+LH_DEVICE void AddTile(const LseParams& p, const float (&scores)[kRowTiles][kKeyTiles][4],
+                       int key_begin, const int (&position)[kRowTiles][2],
+                       LaneLse (&full)[kRowTiles][2], LaneLse (&local)[kRowTiles][2]) {
+  const int lane_key = key_begin + LaneId() % 4 * 2;
+  const int key_last = key_begin + kTileKeys - 1;
+  LH_UNROLL
+  for (int r = 0; r < kRowTiles; ++r) {
+    LH_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int row = position[r][half];
+      if (row < key_begin) continue;
+      if (row >= key_last) {
+        full[r][half].Add(scores[r], half, p.scale_log2, [](int) { return true; });
+      } else {
+        full[r][half].Add(scores[r], half, p.scale_log2,
+                          [&](int column) { return lane_key + column <= row; });
+      }
+      if (key_begin >= p.sink && row - key_last >= p.window) continue;
+      local[r][half].Add(scores[r], half, p.scale_log2, [&](int column) {
+        const int key = lane_key + column;
+        return key <= row && (key < p.sink || row - key < p.window);
+      });
+    }
+  }
+}
+
+// Grid [row blocks, n_chunks, KH].
+template <int kHeadDim>
+LH_KERNEL(kThreads, 2)
+LseKernel(LseParams p) {
+  SharedArena arena;
+  Shared<BF16> queries = arena.Carve<BF16>(TileElements<kHeadDim>(kBlockRows));
+  Shared<BF16> key_tiles = arena.Carve<BF16>(2 * TileElements<kHeadDim>(kTileKeys));
+  Shared<int32_t> last_position = arena.Carve<int32_t>(1);
+  const int first_row = BlockX() * kBlockRows;
+  const int chunk = BlockY();
+  const int kv_head = BlockZ();
+  const int n_packed = p.n_rows * p.group;
+
+  if (ThreadId() == 0) last_position[0] = -1;
+  SyncThreads();
+  int position[kRowTiles][2];
+  const int lane_row = first_row + WarpId() * kWarpRows + LaneId() / 4;
+  LH_UNROLL
+  for (int r = 0; r < kRowTiles; ++r) {
+    LH_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int packed = lane_row + 16 * r + 8 * half;
+      position[r][half] = -1;
+      if (packed < n_packed) position[r][half] = p.q_begin + p.rows[packed / p.group];
+      if (LaneId() % 4 == 0) AtomicMax(last_position, position[r][half]);
+    }
+  }
+  SyncThreads();
+  const int last = last_position[0];
+
+  LaneLse full[kRowTiles][2];
+  LaneLse local[kRowTiles][2];
+  const int tile_begin = chunk * p.chunk_tiles;
+  const int tile_end = std::min(tile_begin + p.chunk_tiles, last / kTileKeys + 1);
+  if (tile_begin < tile_end) {
+    CopyQueriesAsync<kHeadDim>(p, queries, first_row, kv_head);
+    CopyKeysAsync<kHeadDim>(p, key_tiles, tile_begin, kv_head);
+    CopyAsyncCommit();
+  }
+  for (int tile = tile_begin; tile < tile_end; ++tile) {
+    const int stage = (tile - tile_begin) % 2;
+    CopyAsyncWait<0>();
+    SyncThreads();  // the tile is there, and nobody reads the other one any more
+    if (tile + 1 < tile_end) {
+      CopyKeysAsync<kHeadDim>(p, key_tiles + (1 - stage) * TileElements<kHeadDim>(kTileKeys),
+                              tile + 1, kv_head);
+      CopyAsyncCommit();
+    }
+    float scores[kRowTiles][kKeyTiles][4];
+    ComputeScores<kHeadDim>(scores, queries + WarpId() * TileElements<kHeadDim>(kWarpRows),
+                            key_tiles + stage * TileElements<kHeadDim>(kTileKeys));
+    AddTile(p, scores, tile * kTileKeys, position, full, local);
+  }
+
+  LH_UNROLL
+  for (int r = 0; r < kRowTiles; ++r) {
+    LH_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const float full_lse = full[r][half].Total(p.scale_log2);
+      const float local_lse = local[r][half].Total(p.scale_log2);
+      const int packed = lane_row + 16 * r + 8 * half;
+      if (LaneId() % 4 != 0 || packed >= n_packed) continue;
+      const int64_t head = kv_head * p.group + packed % p.group;
+      const int64_t at = (int64_t{2} * chunk * p.n_heads + head) * p.n_rows + packed / p.group;
+      p.partials[at] = full_lse;
+      p.partials[at + int64_t{p.n_heads} * p.n_rows] = local_lse;
+    }
+  }
+}
+
+// log2 of the sum of 2^x over n values, in their order.
+LH_DEVICE float MergeLse(Global<const float> x, int n, int64_t stride) {
+  float max = MinusInfinity();
+  for (int i = 0; i < n; ++i) max = fmaxf(max, x[i * stride]);
+  if (max == MinusInfinity()) return max;
+  float sum = 0.0f;
+  for (int i = 0; i < n; ++i) sum += Exp2Approx(x[i * stride] - max);
+  return max + Log2Approx(sum);
+}
+
+// Grid [ceil(2 H R / kThreads)].
+LH_KERNEL(kThreads, 1) MergeLseKernel(LseParams p) {
+  const int64_t n = int64_t{p.n_heads} * p.n_rows;
+  const int64_t i = int64_t{BlockX()} * kThreads + ThreadId();
+  if (i >= 2 * n) return;
+  const float lse = kLn2 * MergeLse(Global<const float>(p.partials) + i, p.n_chunks, 2 * n);
+  const int64_t head = i % n / p.n_rows;
+  const int64_t row = i % p.n_rows;
+  if (i < n) {
+    p.lse_full[head * p.lse_full_stride + row] = lse;
+  } else {
+    p.lse_local[head * p.lse_local_stride + row] = lse;
+  }
+}
+
+struct Chunks {
+  int64_t n_chunks;
+  int64_t chunk_tiles;
+};
+
+Chunks ChunksOf(int64_t n_keys) {
+  const int64_t n_tiles = CeilDiv(n_keys, kTileKeys);
+  const int64_t chunk_tiles = std::max(kLeastChunkTiles, CeilDiv(n_tiles, kMostChunks));
+  return {.n_chunks = CeilDiv(n_tiles, chunk_tiles), .chunk_tiles = chunk_tiles};
+}
+
+}  // namespace
+
+int64_t SampleLseScratchBytes(int64_t n_heads, int64_t n_rows, int64_t n_keys) {
+  return 2 * ChunksOf(n_keys).n_chunks * n_heads * n_rows * static_cast<int64_t>(sizeof(float));
+}
+
+cudaError_t SampleLse(const SampleLseArgs& args, std::byte* scratch, cudaStream_t stream) {
+  const int64_t n_keys = args.q_begin + args.q.dim(0);
+  const Chunks chunks = ChunksOf(n_keys);
+  LseParams p;
+  p.q = args.q.As<BF16>();
+  p.q_stride = args.q.stride(0);
+  p.q_begin = static_cast<int32_t>(args.q_begin);
+  p.kv = MakePagedKv(args.kv);
+  p.scale_log2 = args.scale * kLog2E;
+  p.sink = static_cast<int32_t>(args.local.sink);
+  p.window = static_cast<int32_t>(args.local.window);
+  p.rows = args.rows;
+  p.n_rows = static_cast<int32_t>(args.n_rows);
+  p.n_heads = static_cast<int32_t>(args.q.dim(1));
+  p.group = p.n_heads / args.kv.n_kv_heads;
+  p.n_keys = static_cast<int32_t>(n_keys);
+  p.n_chunks = static_cast<int32_t>(chunks.n_chunks);
+  p.chunk_tiles = static_cast<int32_t>(chunks.chunk_tiles);
+  p.partials = reinterpret_cast<float*>(scratch);
+  p.lse_full = args.lse_full.As<float>();
+  p.lse_local = args.lse_local.As<float>();
+  p.lse_full_stride = args.lse_full.stride(0);
+  p.lse_local_stride = args.lse_local.stride(0);
+
+  const dim3 grid(static_cast<unsigned>(CeilDiv(int64_t{p.n_rows} * p.group, kBlockRows)),
+                  static_cast<unsigned>(p.n_chunks), static_cast<unsigned>(args.kv.n_kv_heads));
+  const cudaError_t error = WithHeadDim(args.kv.head_dim, [&]<int kHeadDim>() {
+    constexpr int kSmemBytes = CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockRows)) +
+                               CarvedBytes<BF16>(2 * TileElements<kHeadDim>(kTileKeys)) +
+                               CarvedBytes<int32_t>(1);
+    return Launch({.name = "sample lse",
+                   .grid = grid,
+                   .block = kThreads,
+                   .smem_bytes = kSmemBytes,
+                   .stream = stream},
+                  LseKernel<kHeadDim>, p);
+  });
+  if (error != cudaSuccess) return error;
+  const int64_t n_merged = 2 * args.q.dim(1) * args.n_rows;
+  return Launch({.name = "sample lse: merge",
+                 .grid = {static_cast<unsigned>(CeilDiv(n_merged, kThreads))},
+                 .block = kThreads,
+                 .stream = stream},
+                MergeLseKernel, p);
+}
+
+}  // namespace longhaul::cuda

@@ -1,0 +1,412 @@
+// Pass 2: softmax mass of the voting rows, per key and per diagonal band.
+//
+// Scores are computed as keys times queries: a warp keeps 32 keys in registers and walks over the
+// voting rows of every query head of the group, so that the sum over rows stays in the warp that
+// owns the keys. A block owns kBlockKeys keys, two pages.
+//
+// In one page a row at position i = 64 a + b meets two bands: keys [0, b] of the page lie in band
+// a - page ("near"), the others in band a - page - 1 ("far"). The blocks store these two sums per
+// (row, page); BandKernel adds them up along the diagonals, in the order of the rows.
+#include <algorithm>
+
+#include "kernels/base/checked_math.h"
+#include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/head_dim.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/sample_passes.h"
+
+namespace longhaul::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * kWarpLanes;
+constexpr int kWarpKeys = 32;
+constexpr int kKeyRowTiles = kWarpKeys / 16;
+constexpr int kBlockKeys = kWarps * kWarpKeys;
+constexpr int kBlockPages = kBlockKeys / kTileKeys;
+static_assert(kBlockPages == 2 && kTileKeys == kBandWidth);
+constexpr int kItemRows = 64;  // voting rows of one head that are loaded at a time
+static_assert(kBlockPages * kItemRows == kThreads, "one thread per row and page");
+
+// Partial bands of more heads than fit are computed in several rounds.
+constexpr int64_t kRoundBytes = int64_t{64} << 20;
+
+struct MassParams {
+  Global<const BF16> q;  // [T, H, D]
+  int64_t q_stride = 0;
+  int32_t q_begin = 0;
+  PagedKv kv;
+  float scale_log2 = 0;
+  int32_t sink = 0;            // keys below count for no row
+  int32_t reach = 0;           // distances below count for no row
+  Global<const int32_t> rows;  // [n_voting]
+  int32_t n_voting = 0;
+  int32_t group = 0;
+  int32_t n_keys = 0;
+  int32_t n_pages = 0;
+  int32_t kv_head_begin = 0;   // of this round
+  int32_t out_begin = 0;       // row of the outputs of its first query head
+  Global<const uint8_t> skip;  // [H] or null
+  Global<const float> lse;     // [H, R] natural
+  int64_t lse_stride = 0;
+  Global<float> mass_sum;  // [heads, N]
+  Global<float> mass_max;
+  Global<float> band_mass;  // [heads, n_pages] or null
+  int64_t mass_sum_stride = 0;
+  int64_t mass_max_stride = 0;
+  int64_t band_mass_stride = 0;
+  Global<float> partials;  // [heads of the round, near | far, n_voting, n_pages]
+};
+
+LH_DEVICE int64_t PartialAt(const MassParams& p, int head, int far, int row, int page) {
+  return ((int64_t{2} * head + far) * p.n_voting + row) * p.n_pages + page;
+}
+
+// What a thread needs to know about a voting row.
+struct RowInfo {
+  float lse_log2;
+  uint32_t limit;  // keys [sink, sink + limit) count
+  int32_t position;
+};
+
+// Up to kItemRows voting rows of one query head of the group.
+struct Item {
+  int32_t head;  // in the group; G: no more
+  int32_t first_row;
+};
+
+LH_DEVICE bool IsSkipped(const MassParams& p, int kv_head, int head) {
+  return p.skip && p.skip[int64_t{kv_head} * p.group + head] != 0;
+}
+
+// The first item of `head` or of the next one that is not skipped.
+LH_DEVICE Item FirstItem(const MassParams& p, int kv_head, int head) {
+  while (head < p.group && IsSkipped(p, kv_head, head)) ++head;
+  return {.head = head, .first_row = 0};
+}
+
+LH_DEVICE Item NextItem(const MassParams& p, int kv_head, Item item) {
+  item.first_row += kItemRows;
+  return item.first_row < p.n_voting ? item : FirstItem(p, kv_head, item.head + 1);
+}
+
+template <int kHeadDim>
+LH_DEVICE void CopyItemAsync(const MassParams& p, int kv_head, Item item, Shared<BF16> queries,
+                             Shared<RowInfo> infos) {
+  constexpr int kPieces = kHeadDim / 8;
+  const int64_t head = int64_t{kv_head} * p.group + item.head;
+  for (int piece = ThreadId(); piece < kItemRows * kPieces; piece += kThreads) {
+    const int row = piece / kPieces;
+    const bool valid = item.first_row + row < p.n_voting;
+    Global<const BF16> from = p.q;
+    if (valid) {
+      const int64_t token = p.rows[item.first_row + row];
+      from = p.q + (token * p.q_stride + head * kHeadDim + piece % kPieces * 8);
+    }
+    CopyAsync16(queries + (piece * 8 + row * kTilePad), from, valid);
+  }
+  CopyAsyncCommit();
+  if (ThreadId() >= kItemRows) return;
+  const int row = item.first_row + ThreadId();
+  RowInfo info = {.lse_log2 = 0.0f, .limit = 0, .position = 0};
+  if (row < p.n_voting) {
+    info.position = p.q_begin + p.rows[row];
+    info.lse_log2 = p.lse[head * p.lse_stride + row] * kLog2E;
+    const int n_counted = info.position - p.reach - p.sink + 1;
+    info.limit = static_cast<uint32_t>(std::max(n_counted, 0));
+  }
+  infos[ThreadId()] = info;
+}
+
+// The sums over the eight lanes with the same lane % 4 of eight values; lane l gets value
+// l / 4. Each step hands half of the values to the partner and adds what comes back.
+LH_DEVICE float SumColumns(float (&x)[8]) {
+  const int lane = LaneId();
+  LH_UNROLL
+  for (int width = 4; width > 0; width /= 2) {
+    const bool upper = (lane / 4 & width) != 0;
+    LH_UNROLL
+    for (int i = 0; i < width; ++i) {
+      const float sent = upper ? x[i] : x[i + width];
+      const float kept = upper ? x[i + width] : x[i];
+      x[i] = kept + ShuffleXor(sent, width * 4);
+    }
+  }
+  return x[0];
+}
+
+// Mass of the warp's keys over the rows seen so far: of row tile r, half of it; this lane's rows.
+struct KeyMass {
+  float sum[kKeyRowTiles][2] = {};
+  float max[kKeyRowTiles][2] = {};
+};
+
+// Adds the voting rows [row, row + 16) of the item. The band sums of the warp's keys go to `bands`,
+// [kItemRows, near | far].
+template <int kHeadDim>
+LH_DEVICE void AddRows(const MassParams& p, const uint32_t (&keys)[kHeadDim / 16][kKeyRowTiles][4],
+                       int warp_key, Shared<BF16> queries, Shared<RowInfo> infos, int row,
+                       KeyMass& mass, Shared<float> bands) {
+  float scores[kKeyRowTiles][2][4] = {};
+  LH_UNROLL
+  for (int column = 0; column < kHeadDim; column += 16) {
+    AddScores<kHeadDim>(scores, keys[column / 16], queries + row * (kHeadDim + kTilePad), column);
+  }
+  // Value 4 n + 2 parity + far of the band sums: row 8 n + 2 (lane % 4) + parity.
+  float band[8] = {};
+  LH_UNROLL
+  for (int n = 0; n < 2; ++n) {
+    LH_UNROLL
+    for (int parity = 0; parity < 2; ++parity) {
+      const RowInfo info = infos[row + 8 * n + LaneId() % 4 * 2 + parity];
+      const int split = info.position % kTileKeys;  // last key of a page in the near band
+      LH_UNROLL
+      for (int r = 0; r < kKeyRowTiles; ++r) {
+        LH_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const int key = warp_key + 16 * r + 8 * half + LaneId() / 4;
+          const float weight =
+              Exp2Approx(fmaf(scores[r][n][2 * half + parity], p.scale_log2, -info.lse_log2));
+          const bool counts = static_cast<uint32_t>(key - p.sink) < info.limit;
+          const float share = counts ? weight : 0.0f;
+          mass.sum[r][half] += share;
+          mass.max[r][half] = fmaxf(mass.max[r][half], share);
+          const int far = key % kTileKeys > split ? 1 : 0;
+          band[4 * n + 2 * parity] += far == 0 ? share : 0.0f;
+          band[4 * n + 2 * parity + 1] += far == 1 ? share : 0.0f;
+        }
+      }
+    }
+  }
+  if (!p.band_mass) return;
+  const float sum = SumColumns(band);
+  const int value = LaneId() / 4;
+  const int sum_row = row + value / 4 * 8 + LaneId() % 4 * 2 + value / 2 % 2;
+  bands[sum_row * 2 + value % 2] = sum;
+}
+
+LH_DEVICE void StoreMass(const MassParams& p, int64_t out_row, int warp_key, const KeyMass& mass) {
+  LH_UNROLL
+  for (int r = 0; r < kKeyRowTiles; ++r) {
+    LH_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const float sum = RowSum(mass.sum[r][half]);
+      const float max = RowMax(mass.max[r][half]);
+      const int key = warp_key + 16 * r + 8 * half + LaneId() / 4;
+      if (LaneId() % 4 != 0 || key >= p.n_keys) continue;
+      p.mass_sum[out_row * p.mass_sum_stride + key] = sum;
+      p.mass_max[out_row * p.mass_max_stride + key] = max;
+    }
+  }
+}
+
+// Adds the two warps of each page; thread t takes row t / 2 of page t % 2.
+LH_DEVICE void StoreBands(const MassParams& p, int head, Item item, int first_page,
+                          Shared<float> bands) {
+  const int page = ThreadId() % kBlockPages;
+  const int row = ThreadId() / kBlockPages;
+  if (item.first_row + row >= p.n_voting || first_page + page >= p.n_pages) return;
+  LH_UNROLL
+  for (int far = 0; far < 2; ++far) {
+    const int at = row * 2 + far;
+    const float lower = bands[(2 * page) * kItemRows * 2 + at];
+    const float upper = bands[(2 * page + 1) * kItemRows * 2 + at];
+    p.partials[PartialAt(p, head, far, item.first_row + row, first_page + page)] = lower + upper;
+  }
+}
+
+// For keys that no voting row counts.
+LH_DEVICE void StoreZeros(const MassParams& p, int kv_head, int first_head, int first_key) {
+  const KeyMass zero;
+  for (int head = 0; head < p.group; ++head) {
+    if (IsSkipped(p, kv_head, head)) continue;
+    StoreMass(p, p.out_begin + first_head + head, first_key + WarpId() * kWarpKeys, zero);
+    if (!p.band_mass) continue;
+    for (int i = ThreadId(); i < 2 * p.n_voting * kBlockPages; i += kThreads) {
+      const int page = first_key / kTileKeys + i % kBlockPages;
+      const int row = i / kBlockPages % p.n_voting;
+      const int far = i / kBlockPages / p.n_voting;
+      if (page < p.n_pages) p.partials[PartialAt(p, first_head + head, far, row, page)] = 0.0f;
+    }
+  }
+}
+
+// Grid [ceil(N / kBlockKeys), kv heads of the round].
+template <int kHeadDim>
+LH_KERNEL(kThreads, 3)
+MassKernel(MassParams p) {
+  SharedArena arena;
+  // The keys first, then two items of queries in the same place.
+  Shared<BF16> tiles = arena.Carve<BF16>(TileElements<kHeadDim>(kBlockKeys));
+  static_assert(kBlockKeys == 2 * kItemRows);
+  Shared<RowInfo> infos = arena.Carve<RowInfo>(2 * kItemRows);
+  Shared<float> bands = arena.Carve<float>(kWarps * kItemRows * 2);
+
+  const int first_key = BlockX() * kBlockKeys;
+  const int kv_head = p.kv_head_begin + BlockY();
+  const int first_head = BlockY() * p.group;  // in this round
+  const int warp_key = first_key + WarpId() * kWarpKeys;
+  Item item = FirstItem(p, kv_head, 0);
+  if (item.head == p.group) return;
+
+  bool counts = false;  // any of the block's keys for this thread's rows
+  for (int row = ThreadId(); row < p.n_voting; row += kThreads) {
+    const int end = p.q_begin + p.rows[row] - p.reach + 1;
+    counts |= end > first_key && first_key + kBlockKeys > p.sink;
+  }
+  if (!SyncThreadsOr(counts)) {
+    StoreZeros(p, kv_head, first_head, first_key);
+    return;
+  }
+
+  LH_UNROLL
+  for (int i = 0; i < kBlockPages; ++i) {
+    const int page = first_key / kTileKeys + i;
+    const int n_valid = p.n_keys - page * kTileKeys;
+    const int page_id = p.kv.pages[std::min(page, p.n_pages - 1)];
+    CopyTileAsync<kHeadDim, kTileKeys, kThreads>(tiles + i * TileElements<kHeadDim>(kTileKeys),
+                                                 p.kv.Keys(page_id, kv_head), n_valid, ThreadId());
+  }
+  CopyAsyncCommit();
+  CopyAsyncWait<0>();
+  SyncThreads();
+  uint32_t keys[kHeadDim / 16][kKeyRowTiles][4];
+  LH_UNROLL
+  for (int column = 0; column < kHeadDim; column += 16) {
+    LH_UNROLL
+    for (int r = 0; r < kKeyRowTiles; ++r) {
+      LoadRowFragment<kHeadDim>(keys[column / 16][r],
+                                tiles + TileElements<kHeadDim>(WarpId() * kWarpKeys + r * 16),
+                                column);
+    }
+  }
+  SyncThreads();  // the keys are in registers; their place is free
+
+  CopyItemAsync<kHeadDim>(p, kv_head, item, tiles, infos);
+  KeyMass mass;
+  for (int stage = 0; item.head < p.group; stage = 1 - stage) {
+    const Item next = NextItem(p, kv_head, item);
+    CopyAsyncWait<0>();
+    SyncThreads();  // the item is there, and nobody reads the other one any more
+    if (next.head < p.group) {
+      CopyItemAsync<kHeadDim>(p, kv_head, next,
+                              tiles + (1 - stage) * TileElements<kHeadDim>(kItemRows),
+                              infos + (1 - stage) * kItemRows);
+    }
+    for (int row = 0; row < kItemRows && item.first_row + row < p.n_voting; row += 16) {
+      AddRows<kHeadDim>(p, keys, warp_key, tiles + stage * TileElements<kHeadDim>(kItemRows),
+                        infos + stage * kItemRows, row, mass, bands + WarpId() * kItemRows * 2);
+    }
+    if (p.band_mass) {
+      SyncThreads();
+      StoreBands(p, first_head + item.head, item, first_key / kTileKeys, bands);
+    }
+    if (next.head != item.head) {
+      StoreMass(p, p.out_begin + first_head + item.head, warp_key, mass);
+      mass = KeyMass();
+    }
+    item = next;
+  }
+}
+
+// Grid [ceil(n_pages / kThreads), heads of the round]: band b of a head.
+LH_KERNEL(kThreads, 1) BandKernel(MassParams p) {
+  const int band = BlockX() * kThreads + ThreadId();
+  const int head = BlockY();
+  const int kv_head = p.kv_head_begin + head / p.group;
+  if (band >= p.n_pages || IsSkipped(p, kv_head, head % p.group)) return;
+  float sum = 0.0f;
+  for (int row = 0; row < p.n_voting; ++row) {
+    const int near_page = (p.q_begin + p.rows[row]) / kTileKeys - band;
+    if (near_page >= 0) sum += p.partials[PartialAt(p, head, 0, row, near_page)];
+    if (near_page >= 1) sum += p.partials[PartialAt(p, head, 1, row, near_page - 1)];
+  }
+  p.band_mass[(p.out_begin + int64_t{head}) * p.band_mass_stride + band] = sum;
+}
+
+int64_t KvHeadPartialBytes(int64_t group, int64_t n_voting, int64_t n_keys) {
+  return group * 2 * n_voting * CeilDiv(n_keys, kTileKeys) * static_cast<int64_t>(sizeof(float));
+}
+
+int64_t KvHeadsOfRound(int64_t n_kv_heads, int64_t kv_head_bytes) {
+  return std::clamp<int64_t>(kRoundBytes / kv_head_bytes, 1, n_kv_heads);
+}
+
+template <int kHeadDim>
+cudaError_t LaunchMass(const MassParams& p, int64_t n_kv_heads, cudaStream_t stream) {
+  constexpr int kSmemBytes = CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockKeys)) +
+                             CarvedBytes<RowInfo>(2 * kItemRows) +
+                             CarvedBytes<float>(kWarps * kItemRows * 2);
+  return Launch({.name = "sample mass",
+                 .grid = {static_cast<unsigned>(CeilDiv(p.n_keys, kBlockKeys)),
+                          static_cast<unsigned>(n_kv_heads)},
+                 .block = kThreads,
+                 .smem_bytes = kSmemBytes,
+                 .stream = stream},
+                MassKernel<kHeadDim>, p);
+}
+
+cudaError_t LaunchBands(const MassParams& p, int64_t n_kv_heads, cudaStream_t stream) {
+  return Launch({.name = "sample mass: bands",
+                 .grid = {static_cast<unsigned>(CeilDiv(p.n_pages, kThreads)),
+                          static_cast<unsigned>(n_kv_heads * p.group)},
+                 .block = kThreads,
+                 .stream = stream},
+                BandKernel, p);
+}
+
+}  // namespace
+
+int64_t SampleMassScratchBytes(int64_t n_heads, int64_t group, int64_t n_voting, int64_t n_keys,
+                               bool bands) {
+  if (!bands) return 0;
+  const int64_t kv_head_bytes = KvHeadPartialBytes(group, n_voting, n_keys);
+  return KvHeadsOfRound(n_heads / group, kv_head_bytes) * kv_head_bytes;
+}
+
+cudaError_t SampleMass(const SampleMassArgs& args, std::byte* scratch, cudaStream_t stream) {
+  const bool bands = !args.band_mass.empty();
+  const bool remote = args.scope == MassScope::kRemote;
+  MassParams p;
+  p.q = args.q.As<BF16>();
+  p.q_stride = args.q.stride(0);
+  p.q_begin = static_cast<int32_t>(args.q_begin);
+  p.kv = MakePagedKv(args.kv);
+  p.scale_log2 = args.scale * kLog2E;
+  p.sink = remote ? static_cast<int32_t>(args.local.sink) : 0;
+  p.reach = remote ? static_cast<int32_t>(args.local.window) : 0;
+  p.rows = args.rows;
+  p.n_voting = static_cast<int32_t>(args.n_voting);
+  p.group = static_cast<int32_t>(args.q.dim(1) / args.kv.n_kv_heads);
+  p.n_keys = static_cast<int32_t>(args.q_begin + args.q.dim(0));
+  p.n_pages = static_cast<int32_t>(CeilDiv(p.n_keys, kTileKeys));
+  p.skip = args.skip;
+  p.lse = args.lse_full.As<float>();
+  p.lse_stride = args.lse_full.stride(0);
+  p.mass_sum = args.mass_sum.As<float>();
+  p.mass_max = args.mass_max.As<float>();
+  p.mass_sum_stride = args.mass_sum.stride(0);
+  p.mass_max_stride = args.mass_max.stride(0);
+  if (bands) {
+    p.band_mass = args.band_mass.As<float>();
+    p.band_mass_stride = args.band_mass.stride(0);
+    p.partials = reinterpret_cast<float*>(scratch);
+  }
+
+  const int64_t n_kv_heads = args.kv_head_end - args.kv_head_begin;
+  const int64_t round =
+      bands ? KvHeadsOfRound(n_kv_heads, KvHeadPartialBytes(p.group, p.n_voting, p.n_keys))
+            : n_kv_heads;
+  for (int64_t begin = 0; begin < n_kv_heads; begin += round) {
+    const int64_t n = std::min(round, n_kv_heads - begin);
+    p.kv_head_begin = static_cast<int32_t>(args.kv_head_begin + begin);
+    p.out_begin = static_cast<int32_t>(begin * p.group);
+    cudaError_t error = WithHeadDim(
+        args.kv.head_dim, [&]<int kHeadDim>() { return LaunchMass<kHeadDim>(p, n, stream); });
+    if (error == cudaSuccess && bands) error = LaunchBands(p, n, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace longhaul::cuda

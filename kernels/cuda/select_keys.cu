@@ -1,0 +1,607 @@
+// Candidates of a head are numbered: stripes by key, then bands. A block takes kChunk of them, so a
+// head is cut into chunks whose partial results are combined in order or as integers.
+//
+//   Top        mass of what is kept whatever its sum, best score of the rest     per chunk
+//   Histogram  mass by bucket of score                                           per head
+//   Cut        heads that stream or are dense; else the last bucket taken        per head
+//   Count      what is taken above the cut-off, and what the cut-off bucket has  per chunk
+//   Place      where each chunk's entries go; lists that do not pay are dropped  per head
+//   Write      the lists                                                         per chunk
+#include "kernels/cuda/select_keys.h"
+
+#include <limits>
+
+#include "kernels/base/checked_math.h"
+#include "kernels/cuda/block_scan.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/select_math.h"
+
+namespace longhaul::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kItems = 8;  // candidates of a thread, adjacent
+constexpr int kChunk = kThreads * kItems;
+static_assert(kThreads == kScoreBuckets, "one thread per bucket");
+
+struct ChunkTop {
+  int64_t forced_mass;
+  float best_score;
+};
+
+// What taking candidates adds to the plan.
+struct Tally {
+  int64_t pairs;
+  int64_t cost;
+  int64_t entries;  // stripes, and bands in the upper half
+};
+
+struct ChunkCount {
+  Tally sure;  // above the cut-off
+  Tally cut;   // all of the cut-off bucket
+  int64_t cut_mass;
+};
+
+struct ChunkPlace {
+  int64_t entries_before;
+  int64_t cut_mass_before;
+};
+
+struct HeadCut {
+  float best_score;
+  int32_t cut;       // the last bucket that is taken, perhaps in part
+  int64_t cut_need;  // what of its mass is needed
+  int32_t open;      // 0: the plan entry is final
+};
+
+struct SelectParams {
+  EpochRows rows;
+  int64_t n_voting = 0;
+  MassScope scope = MassScope::kRemote;
+  int64_t head_begin = 0;
+  int64_t n_keys = 0;
+  int64_t n_stripes = 0;  // candidates [0, n_stripes) are stripes
+  int64_t n_candidates = 0;
+  int64_t first_band = 0;
+  int64_t n_chunks = 0;
+  float keep_max = 0;
+  float dense_cost_fraction = 0;
+  SparsePlan plan;
+  Global<const float> lse_full;  // [H, R]
+  Global<const float> lse_local;
+  int64_t lse_full_stride = 0;
+  int64_t lse_local_stride = 0;
+  Global<const float> mass_sum;  // [heads, N]
+  Global<const float> mass_max;
+  Global<const float> band_mass;
+  int64_t mass_sum_stride = 0;
+  int64_t mass_max_stride = 0;
+  int64_t band_mass_stride = 0;
+  Global<const float> alpha;   // [H]
+  Global<const uint8_t> skip;  // [H] or null
+  Global<uint64_t> histogram;  // [heads, 256]
+  Global<HeadCut> cuts;        // [heads]
+  Global<ChunkTop> tops;       // [heads, n_chunks]
+  Global<ChunkCount> counts;
+  Global<ChunkPlace> places;
+};
+
+constexpr int64_t kOneStripe = 1;
+constexpr int64_t kOneBand = int64_t{1} << 32;
+LH_DEVICE int64_t StripesOf(int64_t entries) { return entries & 0xffffffff; }
+LH_DEVICE int64_t BandsOf(int64_t entries) { return entries >> 32; }
+
+LH_DEVICE void AddTo(Tally& sum, const Tally& x) {
+  sum.pairs += x.pairs;
+  sum.cost += x.cost;
+  sum.entries += x.entries;
+}
+
+using Scan = BlockScan<kThreads>;
+
+LH_DEVICE Tally SumTally(Scan& scan, const Tally& x) {
+  return {.pairs = scan.Sum(x.pairs), .cost = scan.Sum(x.cost), .entries = scan.Sum(x.entries)};
+}
+
+LH_DEVICE void SetKind(const SparsePlan& plan, int64_t head, HeadKind kind, int64_t kept_pairs) {
+  Global<int32_t>(plan.kind)[head] = static_cast<int32_t>(kind);
+  Global<int32_t>(plan.n_stripes)[head] = 0;
+  Global<int32_t>(plan.n_bands)[head] = 0;
+  Global<int64_t>(plan.kept_pairs)[head] = kept_pairs;
+}
+
+// The mass that thread `first`, `first` + step, ... finds in the local keys of its voting rows.
+LH_DEVICE int64_t LocalMass(Global<const float> full, Global<const float> local, int64_t n_voting,
+                            int first, int step) {
+  int64_t mass = 0;
+  for (int64_t r = first; r < n_voting; r += step) {
+    const double x = local[r];
+    const double y = full[r];
+    mass += FixedMass(exp(x - y));
+  }
+  return mass;
+}
+
+LH_DEVICE bool IsSkipped(const SelectParams& p, int64_t head) {
+  return p.skip && p.skip[p.head_begin + head] != 0;
+}
+
+// Candidate `index` of row `head` of the mass tensors.
+LH_DEVICE Candidate LoadCandidate(const SelectParams& p, int64_t head, int64_t index) {
+  if (index >= p.n_candidates) return {};
+  if (index >= p.n_stripes) {
+    const int64_t band = p.first_band + index - p.n_stripes;
+    return BandCandidate(p.rows, p.plan, band, p.band_mass[head * p.band_mass_stride + band]);
+  }
+  const int64_t begin = index * p.plan.stripe_width;
+  int64_t end = begin + p.plan.stripe_width;
+  if (end > p.n_keys) end = p.n_keys;
+  double mass = 0;
+  float max_mass = 0;
+  for (int64_t key = begin; key < end; ++key) {
+    mass += static_cast<double>(p.mass_sum[head * p.mass_sum_stride + key]);
+    max_mass = fmaxf(max_mass, p.mass_max[head * p.mass_max_stride + key]);
+  }
+  return StripeCandidate(p.rows, p.plan, p.scope, begin, mass, max_mass);
+}
+
+LH_DEVICE bool IsForced(const SelectParams& p, const Candidate& c) {
+  return c.max_mass >= p.keep_max;
+}
+
+// The candidates of this thread in one chunk.
+struct Items {
+  Candidate candidate[kItems];
+  int64_t first = 0;
+};
+
+LH_DEVICE Items LoadItems(const SelectParams& p, int64_t head, int64_t chunk) {
+  Items items;
+  items.first = chunk * kChunk + ThreadId() * kItems;
+  LH_UNROLL
+  for (int i = 0; i < kItems; ++i) {
+    items.candidate[i] = LoadCandidate(p, head, items.first + i);
+  }
+  return items;
+}
+
+// The part of a candidate in the plan; nothing where the local pattern covers it.
+LH_DEVICE Tally TallyOf(const SelectParams& p, const Candidate& c, int64_t index) {
+  if (c.pairs == 0) return {};
+  const bool is_stripe = index < p.n_stripes;
+  return {.pairs = c.pairs,
+          .cost = is_stripe ? c.pairs : PaddedBandCost(c.pairs),
+          .entries = is_stripe ? kOneStripe : kOneBand};
+}
+
+enum class Verdict { kLeft, kTaken, kCut };
+
+LH_DEVICE Verdict Judge(const SelectParams& p, const HeadCut& cut, const Candidate& c) {
+  if (!(c.score > 0)) return Verdict::kLeft;
+  if (IsForced(p, c)) return Verdict::kTaken;
+  const int bucket = ScoreBucket(cut.best_score, c.score);
+  if (bucket < cut.cut) return Verdict::kTaken;
+  return bucket == cut.cut && cut.cut_need > 0 ? Verdict::kCut : Verdict::kLeft;
+}
+
+// What this thread takes of its items: bit i of the result is item i. Of the cut-off bucket,
+// candidates are taken in order as long as those before them have not met its need.
+LH_DEVICE uint32_t TakenItems(const SelectParams& p, const HeadCut& cut, const Items& items,
+                              int64_t cut_mass_before, Scan& scan) {
+  int64_t mass = 0;
+  LH_UNROLL
+  for (int i = 0; i < kItems; ++i) {
+    if (Judge(p, cut, items.candidate[i]) == Verdict::kCut) mass += items.candidate[i].mass;
+  }
+  int64_t total = 0;
+  int64_t before = cut_mass_before + scan.Exclusive(mass, total);
+  uint32_t taken = 0;
+  LH_UNROLL
+  for (int i = 0; i < kItems; ++i) {
+    const Verdict verdict = Judge(p, cut, items.candidate[i]);
+    bool take = verdict == Verdict::kTaken;
+    if (verdict == Verdict::kCut) {
+      take = before < cut.cut_need;
+      before += items.candidate[i].mass;
+    }
+    if (take) taken |= 1u << i;
+  }
+  return taken;
+}
+
+LH_DEVICE Tally TallyItems(const SelectParams& p, const Items& items, uint32_t taken) {
+  Tally sum = {};
+  LH_UNROLL
+  for (int i = 0; i < kItems; ++i) {
+    if ((taken >> i & 1) != 0) AddTo(sum, TallyOf(p, items.candidate[i], items.first + i));
+  }
+  return sum;
+}
+
+// Grid [n_chunks, heads]. Also clears the histogram.
+LH_KERNEL(kThreads, 1) TopKernel(SelectParams p) {
+  const int64_t chunk = BlockX();
+  const int64_t head = BlockY();
+  if (IsSkipped(p, head)) return;
+  if (chunk == 0) p.histogram[head * kScoreBuckets + ThreadId()] = 0;
+  SharedArena arena;
+  Scan scan(arena);
+  Shared<float> warp_best = arena.Carve<float>(Scan::kWarps);
+  const Items items = LoadItems(p, head, chunk);
+  int64_t forced_mass = 0;
+  float best_score = 0;
+  LH_UNROLL
+  for (int i = 0; i < kItems; ++i) {
+    const Candidate& c = items.candidate[i];
+    if (!(c.score > 0)) continue;
+    if (IsForced(p, c)) {
+      forced_mass += c.mass;
+    } else {
+      best_score = fmaxf(best_score, c.score);
+    }
+  }
+  best_score = WarpMax(best_score);
+  if (LaneId() == 0) warp_best[WarpId()] = best_score;
+  forced_mass = scan.Sum(forced_mass);
+  if (ThreadId() != 0) return;
+  for (int warp = 1; warp < Scan::kWarps; ++warp) best_score = fmaxf(best_score, warp_best[warp]);
+  const ChunkTop top = {.forced_mass = forced_mass, .best_score = best_score};
+  p.tops[head * p.n_chunks + chunk] = top;
+}
+
+// The best score of a head, in all threads.
+LH_DEVICE float BestScore(const SelectParams& p, int64_t head, Shared<float> warp_best) {
+  float best_score = 0;
+  for (int64_t chunk = ThreadId(); chunk < p.n_chunks; chunk += kThreads) {
+    const ChunkTop top = p.tops[head * p.n_chunks + chunk];
+    best_score = fmaxf(best_score, top.best_score);
+  }
+  best_score = WarpMax(best_score);
+  if (LaneId() == 0) warp_best[WarpId()] = best_score;
+  SyncThreads();
+  for (int warp = 0; warp < Scan::kWarps; ++warp) {
+    best_score = fmaxf(best_score, warp_best[warp]);
+  }
+  return best_score;
+}
+
+// Grid [n_chunks, heads].
+LH_KERNEL(kThreads, 1) HistogramKernel(SelectParams p) {
+  const int64_t chunk = BlockX();
+  const int64_t head = BlockY();
+  if (IsSkipped(p, head)) return;
+  SharedArena arena;
+  Shared<uint64_t> bucket_mass = arena.Carve<uint64_t>(kScoreBuckets);
+  Shared<float> warp_best = arena.Carve<float>(Scan::kWarps);
+  bucket_mass[ThreadId()] = 0;
+  const float best_score = BestScore(p, head, warp_best);  // its barrier covers bucket_mass
+  const Items items = LoadItems(p, head, chunk);
+  LH_UNROLL
+  for (int i = 0; i < kItems; ++i) {
+    const Candidate& c = items.candidate[i];
+    if (!(c.score > 0) || IsForced(p, c)) continue;
+    AtomicAdd(bucket_mass + ScoreBucket(best_score, c.score), static_cast<uint64_t>(c.mass));
+  }
+  SyncThreads();
+  const uint64_t mass = bucket_mass[ThreadId()];
+  if (mass != 0) AtomicAdd(p.histogram + (head * kScoreBuckets + ThreadId()), mass);
+}
+
+// Grid [heads].
+LH_KERNEL(kThreads, 1) CutKernel(SelectParams p) {
+  const int64_t head = BlockX();
+  const int64_t abs_head = p.head_begin + head;
+  if (IsSkipped(p, head)) {
+    const HeadCut skipped = {};
+    if (ThreadId() == 0) p.cuts[head] = skipped;
+    return;
+  }
+  SharedArena arena;
+  Scan scan(arena);
+  Shared<float> warp_best = arena.Carve<float>(Scan::kWarps);
+  HeadCut cut = {.best_score = BestScore(p, head, warp_best), .cut = -1, .cut_need = 0, .open = 1};
+  const float alpha = p.alpha[abs_head];
+  int64_t need = FixedMass(static_cast<double>(alpha) * static_cast<double>(p.n_voting));
+  if (p.scope == MassScope::kRemote) {
+    need -= scan.Sum(LocalMass(p.lse_full + abs_head * p.lse_full_stride,
+                               p.lse_local + abs_head * p.lse_local_stride, p.n_voting, ThreadId(),
+                               kThreads));
+  }
+  const bool dense = alpha >= 1;
+  if (dense || (p.scope == MassScope::kRemote && need <= 0)) {
+    if (ThreadId() != 0) return;
+    cut.open = 0;
+    p.cuts[head] = cut;
+    SetKind(p.plan, abs_head, dense ? HeadKind::kDense : HeadKind::kStreaming,
+            dense ? CausalPairs(p.rows) : LocalPairs(p.rows, p.plan.local));
+    return;
+  }
+  int64_t forced_mass = 0;
+  for (int64_t chunk = ThreadId(); chunk < p.n_chunks; chunk += kThreads) {
+    const ChunkTop top = p.tops[head * p.n_chunks + chunk];
+    forced_mass += top.forced_mass;
+  }
+  need -= scan.Sum(forced_mass);
+  const auto mass = static_cast<int64_t>(p.histogram[head * kScoreBuckets + ThreadId()]);
+  int64_t total = 0;
+  const int64_t before = scan.Exclusive(mass, total);
+  if (need > 0 && total < need) {  // all of it is not enough
+    cut.cut = kScoreBuckets - 1;
+    cut.cut_need = std::numeric_limits<int64_t>::max();
+  }
+  // At most one thread finds that its bucket meets the need; else it is thread 0 that writes.
+  const bool is_mine = need > 0 && before < need && need <= before + mass;
+  if (is_mine) {
+    cut.cut = ThreadId();
+    cut.cut_need = need - before;
+  }
+  if (is_mine || (ThreadId() == 0 && (need <= 0 || total < need))) p.cuts[head] = cut;
+}
+
+// Grid [n_chunks, heads].
+LH_KERNEL(kThreads, 1) CountKernel(SelectParams p) {
+  const int64_t chunk = BlockX();
+  const int64_t head = BlockY();
+  const HeadCut cut = p.cuts[head];
+  if (cut.open == 0) return;
+  SharedArena arena;
+  Scan scan(arena);
+  const Items items = LoadItems(p, head, chunk);
+  ChunkCount count = {};
+  LH_UNROLL
+  for (int i = 0; i < kItems; ++i) {
+    const Candidate& c = items.candidate[i];
+    const Verdict verdict = Judge(p, cut, c);
+    if (verdict == Verdict::kTaken) AddTo(count.sure, TallyOf(p, c, items.first + i));
+    if (verdict == Verdict::kCut) {
+      AddTo(count.cut, TallyOf(p, c, items.first + i));
+      count.cut_mass += c.mass;
+    }
+  }
+  count.sure = SumTally(scan, count.sure);
+  count.cut = SumTally(scan, count.cut);
+  count.cut_mass = scan.Sum(count.cut_mass);
+  if (ThreadId() == 0) p.counts[head * p.n_chunks + chunk] = count;
+}
+
+// Writes the plan entry: sparse when the lists fit and cost less than the cap.
+LH_DEVICE void Decide(const SelectParams& p, int64_t head, const Tally& taken) {
+  const int64_t local_pairs = LocalPairs(p.rows, p.plan.local);
+  const int64_t dense_pairs = CausalPairs(p.rows);
+  const int64_t n_stripes = StripesOf(taken.entries);
+  const int64_t n_bands = BandsOf(taken.entries);
+  const double cost = static_cast<double>(local_pairs + taken.cost);
+  const double cap = static_cast<double>(p.dense_cost_fraction) * static_cast<double>(dense_pairs);
+  if (n_stripes > p.plan.max_stripes || n_bands > p.plan.max_bands || cost > cap) {
+    SetKind(p.plan, head, HeadKind::kDense, dense_pairs);
+    return;
+  }
+  const int64_t kept_pairs = local_pairs + taken.pairs;
+  SetKind(p.plan, head, HeadKind::kSparse, kept_pairs < dense_pairs ? kept_pairs : dense_pairs);
+  Global<int32_t>(p.plan.n_stripes)[head] = static_cast<int32_t>(n_stripes);
+  Global<int32_t>(p.plan.n_bands)[head] = static_cast<int32_t>(n_bands);
+}
+
+// Grid [heads]. At most one chunk takes a part of its cut-off bucket; those before take all of it,
+// those after nothing.
+LH_KERNEL(kThreads, 1) PlaceKernel(SelectParams p) {
+  const int64_t head = BlockX();
+  const HeadCut cut = p.cuts[head];
+  if (cut.open == 0) return;
+  SharedArena arena;
+  Scan scan(arena);
+  Shared<ChunkPlace> partial = arena.Carve<ChunkPlace>(1);  // entries_before holds its chunk
+  Tally taken = {};
+  int64_t cut_mass_before = 0;
+  for (int64_t round = 0; round < p.n_chunks; round += kThreads) {
+    const int64_t chunk = round + ThreadId();
+    ChunkCount count = {};
+    if (chunk < p.n_chunks) count = p.counts[head * p.n_chunks + chunk];
+    int64_t total = 0;
+    const int64_t before = cut_mass_before + scan.Exclusive(count.cut_mass, total);
+    cut_mass_before += total;
+    const bool needed = before < cut.cut_need;
+    const bool is_partial = needed && cut.cut_need <= before + count.cut_mass;
+    Tally mine = count.sure;
+    if (needed && !is_partial) AddTo(mine, count.cut);
+    if (is_partial) {
+      const ChunkPlace found = {.entries_before = chunk, .cut_mass_before = before};
+      partial[0] = found;
+    }
+    if (SyncThreadsOr(is_partial)) {
+      const ChunkPlace found = partial[0];
+      const Items items = LoadItems(p, head, found.entries_before);
+      const uint32_t bits = TakenItems(p, cut, items, found.cut_mass_before, scan);
+      const Tally part = SumTally(scan, TallyItems(p, items, bits));
+      if (is_partial) mine = part;
+    }
+    const ChunkPlace place = {.entries_before = taken.entries + scan.Exclusive(mine.entries, total),
+                              .cut_mass_before = before};
+    if (chunk < p.n_chunks) p.places[head * p.n_chunks + chunk] = place;
+    AddTo(taken, {.pairs = scan.Sum(mine.pairs), .cost = scan.Sum(mine.cost), .entries = total});
+  }
+  if (ThreadId() == 0) Decide(p, p.head_begin + head, taken);
+}
+
+// Grid [n_chunks, heads].
+LH_KERNEL(kThreads, 1) WriteKernel(SelectParams p) {
+  const int64_t chunk = BlockX();
+  const int64_t head = BlockY();
+  const int64_t abs_head = p.head_begin + head;
+  const HeadCut cut = p.cuts[head];
+  if (cut.open == 0) return;
+  const int32_t kind = Global<int32_t>(p.plan.kind)[abs_head];
+  if (kind != static_cast<int32_t>(HeadKind::kSparse)) return;
+  SharedArena arena;
+  Scan scan(arena);
+  const ChunkPlace place = p.places[head * p.n_chunks + chunk];
+  const Items items = LoadItems(p, head, chunk);
+  const uint32_t taken = TakenItems(p, cut, items, place.cut_mass_before, scan);
+  const Tally mine = TallyItems(p, items, taken);
+  int64_t total = 0;
+  const int64_t entries = place.entries_before + scan.Exclusive(mine.entries, total);
+  Global<int32_t> stripes(p.plan.stripes + abs_head * p.plan.max_stripes);
+  Global<int32_t> bands(p.plan.bands + abs_head * p.plan.max_bands);
+  int64_t next_stripe = StripesOf(entries);
+  int64_t next_band = BandsOf(entries);
+  LH_UNROLL
+  for (int i = 0; i < kItems; ++i) {
+    if ((taken >> i & 1) == 0 || items.candidate[i].pairs == 0) continue;
+    const int64_t index = items.first + i;
+    if (index < p.n_stripes) {
+      stripes[next_stripe++] = static_cast<int32_t>(index * p.plan.stripe_width);
+    } else {
+      bands[next_band++] = static_cast<int32_t>(p.first_band + index - p.n_stripes);
+    }
+  }
+}
+
+struct StreamingParams {
+  EpochRows rows;
+  int64_t n_voting = 0;
+  SparsePlan plan;
+  Global<const float> lse_full;
+  Global<const float> lse_local;
+  int64_t lse_full_stride = 0;
+  int64_t lse_local_stride = 0;
+  Global<const float> alpha;
+  Global<uint8_t> skip;
+};
+
+// Grid [H], one warp each.
+LH_KERNEL(kWarpLanes, 1) StreamingKernel(StreamingParams p) {
+  const int64_t head = BlockX();
+  const float alpha = p.alpha[head];
+  int64_t local_mass =
+      LocalMass(p.lse_full + head * p.lse_full_stride, p.lse_local + head * p.lse_local_stride,
+                p.n_voting, LaneId(), kWarpLanes);
+  LH_UNROLL
+  for (int mask = kWarpLanes / 2; mask > 0; mask /= 2) local_mass += ShuffleXor(local_mass, mask);
+  if (LaneId() != 0) return;
+  const int64_t target = FixedMass(static_cast<double>(alpha) * static_cast<double>(p.n_voting));
+  const bool is_final = alpha >= 1 || target <= local_mass;
+  p.skip[head] = is_final ? 1 : 0;
+  if (alpha >= 1) {
+    SetKind(p.plan, head, HeadKind::kDense, CausalPairs(p.rows));
+  } else if (is_final) {
+    SetKind(p.plan, head, HeadKind::kStreaming, LocalPairs(p.rows, p.plan.local));
+  }
+}
+
+// Stripes of width 1 are the most candidates.
+int64_t MostChunks(int64_t n_keys) { return CeilDiv(n_keys + CeilDiv(n_keys, kBandWidth), kChunk); }
+
+// Hands out the scratch.
+class Carver {
+ public:
+  explicit Carver(std::byte* begin) : next_(begin) {}
+  template <class T>
+  T* Take(int64_t n) {
+    T* taken = reinterpret_cast<T*>(next_);
+    next_ += RoundUp(n * static_cast<int64_t>(sizeof(T)), 16);
+    return taken;
+  }
+  int64_t BytesSince(const std::byte* begin) const { return next_ - begin; }
+
+ private:
+  std::byte* next_;
+};
+
+// Points the parameters into the scratch; returns its size.
+int64_t CarveScratch(int64_t n_heads, int64_t n_chunks, std::byte* scratch, SelectParams& p) {
+  Carver carver(scratch);
+  p.histogram = carver.Take<uint64_t>(n_heads * kScoreBuckets);
+  p.cuts = carver.Take<HeadCut>(n_heads);
+  p.tops = carver.Take<ChunkTop>(n_heads * n_chunks);
+  p.counts = carver.Take<ChunkCount>(n_heads * n_chunks);
+  p.places = carver.Take<ChunkPlace>(n_heads * n_chunks);
+  return carver.BytesSince(scratch);
+}
+
+SelectParams MakeParams(const SelectKeysArgs& args) {
+  const bool with_bands = !args.band_mass.empty() && args.scope == MassScope::kRemote;
+  SelectParams p;
+  p.rows = {.q_begin = args.q_begin, .q_end = args.q_begin + args.n_q};
+  p.n_voting = args.n_voting;
+  p.scope = args.scope;
+  p.head_begin = args.head_begin;
+  p.n_keys = p.rows.q_end;
+  p.n_stripes = CeilDiv(p.n_keys, args.plan.stripe_width);
+  p.first_band = args.plan.local.window / kBandWidth;
+  const int64_t n_bands = with_bands ? CeilDiv(p.n_keys, kBandWidth) - p.first_band : 0;
+  p.n_candidates = p.n_stripes + (n_bands > 0 ? n_bands : 0);
+  p.n_chunks = CeilDiv(p.n_candidates, kChunk);
+  p.keep_max = args.keep_max;
+  p.dense_cost_fraction = args.dense_cost_fraction;
+  p.plan = args.plan;
+  p.lse_full = args.lse_full.As<float>();
+  p.lse_local = args.lse_local.As<float>();
+  p.lse_full_stride = args.lse_full.stride(0);
+  p.lse_local_stride = args.lse_local.stride(0);
+  p.mass_sum = args.mass_sum.As<float>();
+  p.mass_max = args.mass_max.As<float>();
+  p.mass_sum_stride = args.mass_sum.stride(0);
+  p.mass_max_stride = args.mass_max.stride(0);
+  if (with_bands) {
+    p.band_mass = args.band_mass.As<float>();
+    p.band_mass_stride = args.band_mass.stride(0);
+  }
+  p.alpha = args.alpha;
+  p.skip = args.skip;
+  return p;
+}
+
+}  // namespace
+
+cudaError_t SelectStreaming(const SelectStreamingArgs& args, cudaStream_t stream) {
+  StreamingParams p;
+  p.rows = {.q_begin = args.q_begin, .q_end = args.q_begin + args.n_q};
+  p.n_voting = args.n_voting;
+  p.plan = args.plan;
+  p.lse_full = args.lse_full.As<float>();
+  p.lse_local = args.lse_local.As<float>();
+  p.lse_full_stride = args.lse_full.stride(0);
+  p.lse_local_stride = args.lse_local.stride(0);
+  p.alpha = args.alpha;
+  p.skip = args.skip;
+  const auto n_heads = static_cast<unsigned>(args.lse_full.dim(0));
+  return Launch({.name = "select streaming", .grid = {n_heads}, .block = 32, .stream = stream},
+                StreamingKernel, p);
+}
+
+int64_t SelectKeysScratchBytes(int64_t n_heads, int64_t n_keys) {
+  SelectParams unused;
+  return CarveScratch(n_heads, MostChunks(n_keys), nullptr, unused);
+}
+
+cudaError_t SelectKeys(const SelectKeysArgs& args, std::byte* scratch, cudaStream_t stream) {
+  SelectParams p = MakeParams(args);
+  const int64_t n_heads = args.mass_sum.dim(0);
+  CarveScratch(n_heads, p.n_chunks, scratch, p);
+  const auto x = static_cast<unsigned>(p.n_chunks);
+  const auto y = static_cast<unsigned>(n_heads);
+  constexpr int kSmemBytes = BlockScanBytes<kThreads>() + CarvedBytes<uint64_t>(kScoreBuckets) +
+                             CarvedBytes<float>(Scan::kWarps);
+  struct Step {
+    const char* name;
+    void (*kernel)(SelectParams);
+    dim3 grid;
+  };
+  const Step steps[] = {
+      {"select keys: top", TopKernel, {x, y}},  {"select keys: histogram", HistogramKernel, {x, y}},
+      {"select keys: cut", CutKernel, {y}},     {"select keys: count", CountKernel, {x, y}},
+      {"select keys: place", PlaceKernel, {y}}, {"select keys: write", WriteKernel, {x, y}},
+  };
+  for (const Step& step : steps) {
+    const cudaError_t error = Launch({.name = step.name,
+                                      .grid = step.grid,
+                                      .block = kThreads,
+                                      .smem_bytes = kSmemBytes,
+                                      .stream = stream},
+                                     step.kernel, p);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace longhaul::cuda
