@@ -2,10 +2,10 @@
 
 add_library(longhaul_flags INTERFACE)
 target_include_directories(longhaul_flags INTERFACE ${CMAKE_SOURCE_DIR})
-target_compile_options(longhaul_flags INTERFACE -Wall -Wextra -Werror)
+target_compile_options(longhaul_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror>)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # gcc 12 sees an overlap in std::string's operator+ that is not there (gcc bug 105651).
-  target_compile_options(longhaul_flags INTERFACE -Wno-restrict)
+  target_compile_options(longhaul_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)
   if(LONGHAUL_SANITIZE)
     # The instrumentation hides initialisation from gcc: it warns about every boost::optional.
     target_compile_options(longhaul_flags INTERFACE -Wno-maybe-uninitialized)
