@@ -32,6 +32,15 @@ absl::Status CheckInt(std::string_view field, int64_t value, int64_t low, int64_
   return OutOfRange(field, fmt::format("{}", value), fmt::format("in [{}, {}]", low, high));
 }
 
+// Sampled rows of an epoch of n_q tokens: n for a whole one, fewer in proportion for a short one,
+// whose pattern serves fewer rows and would otherwise cost as much to choose. At 128K keys choosing
+// for 1024 rows took longer than attending.
+int64_t RowsOfEpoch(int64_t n, int64_t n_q) {
+  constexpr int64_t kWholeEpochTokens = 4096;
+  constexpr int64_t kLeast = 8;  // of each kind: so few still find what several rows share
+  return std::min(n, std::max(kLeast, CeilDiv(n * n_q, kWholeEpochTokens)));
+}
+
 // Spreads the bits of x evenly (the finalizer of splitmix64).
 uint64_t Mix(uint64_t x) {
   x += 0x9e3779b97f4a7c15u;
@@ -134,6 +143,8 @@ EpochPolicy ResolveEpoch(const SparseOptions& options, int64_t q_begin, int64_t 
 
   int64_t n_even = options.sampled_rows;
   int64_t n_tail = options.tail_rows;
+  int64_t n_audit = options.audit_rows;
+  int64_t n_enough = 0;
   policy.local = {.sink = options.sink, .window = options.window};
   switch (mode) {
     case SparseMode::kPaper: {
@@ -152,6 +163,10 @@ EpochPolicy ResolveEpoch(const SparseOptions& options, int64_t q_begin, int64_t 
       n_tail = 0;
       break;
     default:
+      n_enough = n_even + n_tail + n_audit;
+      n_even = RowsOfEpoch(n_even, n_q);
+      n_tail = RowsOfEpoch(n_tail, n_q);
+      n_audit = RowsOfEpoch(n_audit, n_q);
       policy.sample = true;
       policy.bands = true;
       policy.keep_max = options.keep_max;
@@ -160,14 +175,14 @@ EpochPolicy ResolveEpoch(const SparseOptions& options, int64_t q_begin, int64_t 
       break;
   }
   // A few rows, however long the context, cost less than choosing a pattern for them.
-  const bool too_small = n_q < n_even + n_tail + options.audit_rows;
+  const bool too_small = n_q < std::max(n_enough, n_even + n_tail + n_audit);
   if (too_small || q_end <= policy.local.sink + policy.local.window) return EpochPolicy{};
 
   policy.dense = false;
   policy.stripe_width = options.stripe_width;
   policy.rows = VotingRows(n_q, n_even, n_tail);
   policy.n_voting = static_cast<int64_t>(policy.rows.size());
-  const std::vector<int32_t> audit = AuditRows(q_begin, n_q, options.audit_rows, policy.rows);
+  const std::vector<int32_t> audit = AuditRows(q_begin, n_q, n_audit, policy.rows);
   policy.rows.insert(policy.rows.end(), audit.begin(), audit.end());
   return policy;
 }

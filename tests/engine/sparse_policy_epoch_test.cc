@@ -117,25 +117,40 @@ TEST(ResolveEpochTest, RowsAreUniqueForEverySize) {
       const EpochPolicy policy = ResolveEpoch(options, 4096, n_q);
       if (policy.dense) continue;
       ++n_sparse;
-      CheckRows(policy, n_q, options.audit_rows);
+      CheckRows(policy, n_q, mode == SparseMode::kSample ? 8 : options.audit_rows);
     }
     EXPECT_GT(n_sparse, 300) << SparseModeName(mode);
   }
 }
 
 TEST(ResolveEpochTest, Adaptive) {
-  const EpochPolicy policy = ResolveEpoch(Mode(SparseMode::kSample), 8192, 2048);
+  const EpochPolicy policy = ResolveEpoch(Mode(SparseMode::kSample), 8192, 4096);
   EXPECT_FALSE(policy.dense);
   EXPECT_TRUE(policy.sample && policy.bands);
   EXPECT_EQ(policy.n_voting, 48);
-  EXPECT_EQ(policy.rows[47], 2047);
-  EXPECT_EQ(policy.rows[32], 2032);
+  EXPECT_EQ(policy.rows[47], 4095);
+  EXPECT_EQ(policy.rows[32], 4080);
   EXPECT_EQ(policy.scope, MassScope::kRemote);
   EXPECT_FLOAT_EQ(policy.keep_max, 0.25f);
   EXPECT_FLOAT_EQ(policy.recall_floor, 0.85f);
   // Audit rows are drawn: other epochs, other rows; the same epoch, the same rows.
-  EXPECT_EQ(ResolveEpoch(Mode(SparseMode::kSample), 8192, 2048).rows, policy.rows);
-  EXPECT_NE(ResolveEpoch(Mode(SparseMode::kSample), 10240, 2048).rows, policy.rows);
+  EXPECT_EQ(ResolveEpoch(Mode(SparseMode::kSample), 8192, 4096).rows, policy.rows);
+  EXPECT_NE(ResolveEpoch(Mode(SparseMode::kSample), 12288, 4096).rows, policy.rows);
+}
+
+// Fewer rows for a short epoch, in proportion; never below 8 of a kind, or what was asked for.
+TEST(ResolveEpochTest, RowsOfShortEpochs) {
+  const auto n_rows = [](const SparseOptions& options, int64_t n_q) {
+    const EpochPolicy policy = ResolveEpoch(options, 1 << 17, n_q);
+    return std::pair(policy.n_voting, static_cast<int64_t>(policy.rows.size()));
+  };
+  SparseOptions options = Mode(SparseMode::kSample);
+  EXPECT_EQ(n_rows(options, 8192), std::pair(int64_t{48}, int64_t{64}));
+  EXPECT_EQ(n_rows(options, 4032), std::pair(int64_t{48}, int64_t{64}));
+  EXPECT_EQ(n_rows(options, 2048), std::pair(int64_t{24}, int64_t{32}));
+  EXPECT_EQ(n_rows(options, 1000), std::pair(int64_t{16}, int64_t{24}));
+  options.tail_rows = 2;
+  EXPECT_EQ(n_rows(options, 1000), std::pair(int64_t{10}, int64_t{18}));
 }
 
 TEST(ResolveEpochTest, Paper) {
