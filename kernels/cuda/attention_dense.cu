@@ -310,8 +310,7 @@ cudaError_t LaunchDense(DenseParams p, const DeviceLimits& limits, cudaStream_t 
   constexpr int kFixedBytes =
       CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockRows)) + CarvedBytes<Visible>(kBlockRows);
   constexpr int kPairBytes = 2 * CarvedBytes<BF16>(TileElements<kHeadDim>(kTileKeys));
-  constexpr int kReservedBytes = 1024;  // that the system takes of each block's share
-  const int share_bytes = limits.shared_bytes / kBlocksPerMultiprocessor - kReservedBytes;
+  const int share_bytes = limits.shared_bytes / kBlocksPerMultiprocessor - kReservedSharedBytes;
   p.depth = kFixedBytes + 2 * kPairBytes <= share_bytes ? 2 : 1;
   const int n_items = p.n_head_blocks * p.n_row_tiles;
   const cudaError_t error = Launch({.name = "attend dense",

@@ -22,6 +22,8 @@ struct DeviceLimits {
   int64_t l2_bytes = 40 << 20;
 };
 
+inline constexpr int kReservedSharedBytes = 1024;  // that the system takes of each block's share
+
 // The keys that a call attends to, for results that are merged later: [begin, end) of the sequence,
 // on top of causality and window. Rows that see no key of the range get output 0 and lse -infinity.
 struct KeyRange {

@@ -1,0 +1,432 @@
+#include "kernels/cuda/attention_decode.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels/base/check.h"
+#include "kernels/base/checked_math.h"
+#include "kernels/check_args.h"
+#include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/head_dim.h"
+#include "kernels/cuda/launch.h"
+
+namespace longhaul::cuda {
+namespace {
+
+// Each of the 4 warps takes 16 keys of every page through a ring of its own, so there is no barrier
+// between the pages; the warps' results are merged when a segment ends.
+constexpr int kThreads = 128;
+constexpr int kWarps = kThreads / kWarpLanes;
+constexpr int kWarpKeys = kTileKeys / kWarps;
+constexpr int kPackHeads = 16;  // query heads of one kv head: the rows of one mma tile
+constexpr int kBlocksPerMultiprocessor = 2;
+constexpr int kMinSharePages = 4;  // a block's start and the merge cost about as much as 2 pages
+
+// A "pack" is up to 16 query heads of one kv head. A "unit" is one page of one pack of one row;
+// units are counted row by row, in a row pack by pack.
+struct DecodeParams {
+  Global<const BF16> q;
+  Global<BF16> out;
+  Global<const KvView> kvs;   // [B]
+  PagedKv kv;                 // of the layer; each row has its own pages
+  Global<int32_t> row_begin;  // [B + 1] pages of the rows before
+  Partials partials;          // [n_blocks, 2, kPackHeads]: a block's first segment, its last
+  int64_t q_stride = 0;
+  int64_t out_stride = 0;
+  int32_t n_rows = 0;
+  int32_t n_heads = 0;
+  int32_t group = 1;
+  int32_t packs_per_kv_head = 1;
+  int32_t n_packs = 1;
+  int32_t window = 0;  // the largest int32 where there is none
+  int32_t n_blocks = 0;
+  int32_t n_stages = 2;  // of a warp's ring: 2 or 3
+  float scale_log2 = 0;
+};
+
+LH_DEVICE int RowTokens(const DecodeParams& p, int row) {
+  const KvView kv = p.kvs[row];
+  return static_cast<int>(kv.n_tokens);
+}
+LH_DEVICE int FirstKey(const DecodeParams& p, int n_tokens) {
+  return MaxOf(n_tokens - p.window, 0);
+}
+
+// row_begin, by one warp.
+LH_KERNEL(kWarpLanes, 1) PlanKernel(const DecodeParams p) {
+  int total = 0;
+  for (int first = 0; first < p.n_rows; first += kWarpLanes) {
+    const int row = first + LaneId();
+    int n_pages = 0;
+    if (row < p.n_rows) {
+      const int n_tokens = RowTokens(p, row);
+      n_pages = (n_tokens + kTileKeys - 1) / kTileKeys - FirstKey(p, n_tokens) / kTileKeys;
+    }
+    int sum = n_pages;  // of this lane and those below
+    LH_UNROLL
+    for (int n = 1; n < kWarpLanes; n *= 2) {
+      const int below = ShuffleUp(sum, n);
+      if (LaneId() >= n) sum += below;
+    }
+    if (row < p.n_rows) p.row_begin[row] = total + sum - n_pages;
+    total += Shuffle(sum, kWarpLanes - 1);
+  }
+  if (LaneId() == 0) p.row_begin[p.n_rows] = total;
+}
+
+LH_DEVICE int64_t TotalUnits(const DecodeParams& p) {
+  const int n_pages = p.row_begin[p.n_rows];
+  return int64_t{n_pages} * p.n_packs;
+}
+LH_DEVICE int64_t UnitsPerBlock(const DecodeParams& p) {
+  const int64_t share = (TotalUnits(p) + p.n_blocks - 1) / p.n_blocks;
+  return share < kMinSharePages ? kMinSharePages : share;
+}
+
+// Consecutive pages of one pack of one row.
+struct Segment {
+  int row;
+  int pack;
+  int n_tokens;
+  int first_key;
+  int page_begin;  // index into the row's pages
+  int n_pages;
+  bool is_whole;  // all that the row sees
+};
+
+LH_DEVICE Segment SegmentAt(const DecodeParams& p, int64_t unit, int64_t end) {
+  int low = 0;  // the last row that begins at or before `unit` and is not empty
+  int high = p.n_rows - 1;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    const int next_begin = p.row_begin[middle + 1];
+    if (int64_t{next_begin} * p.n_packs > unit) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  const int begin = p.row_begin[low];
+  const int next_begin = p.row_begin[low + 1];
+  const int row_pages = next_begin - begin;
+  const int64_t in_row = unit - int64_t{begin} * p.n_packs;
+  Segment segment;
+  segment.row = low;
+  segment.pack = static_cast<int>(in_row / row_pages);
+  segment.n_tokens = RowTokens(p, low);
+  segment.first_key = FirstKey(p, segment.n_tokens);
+  const int page = static_cast<int>(in_row % row_pages);
+  segment.page_begin = segment.first_key / kTileKeys + page;
+  const int64_t n_left = end - unit;
+  segment.n_pages = n_left < row_pages - page ? static_cast<int>(n_left) : row_pages - page;
+  segment.is_whole = segment.n_pages == row_pages;
+  return segment;
+}
+
+LH_DEVICE int FirstHead(const DecodeParams& p, int pack) {
+  return pack / p.packs_per_kv_head * p.group + pack % p.packs_per_kv_head * kPackHeads;
+}
+LH_DEVICE int PackSize(const DecodeParams& p, int pack) {
+  return MinOf(p.group - pack % p.packs_per_kv_head * kPackHeads, kPackHeads);
+}
+
+// A warp's 16 keys and values of the pages of a segment on their way into its ring.
+template <int kHeadDim>
+class PageRing {
+ public:
+  static constexpr int kTileElements = TileElements<kHeadDim>(kWarpKeys);
+
+  LH_DEVICE PageRing(const DecodeParams& p, const Segment& segment, Shared<BF16> ring)
+      : p_(p), segment_(segment), ring_(ring), kv_(p.kv) {
+    const KvView row = p.kvs[segment.row];
+    kv_.pages = Global<const int32_t>(row.pages) + segment.page_begin;
+    next_page_ = kv_.pages[0];
+  }
+
+  LH_DEVICE Shared<BF16> Keys(int i) const { return ring_ + i % p_.n_stages * 2 * kTileElements; }
+  LH_DEVICE Shared<BF16> Values(int i) const { return Keys(i) + kTileElements; }
+  // The first key that this warp reads of page i of the segment.
+  LH_DEVICE int FirstKeyOfWarp(int i) const {
+    return (segment_.page_begin + i) * kTileKeys + WarpId() * kWarpKeys;
+  }
+
+  // One group of copies per page, in order; empty behind the end. The page id is read one page
+  // ahead, so that no copy waits for it.
+  LH_DEVICE void Copy(int i) {
+    if (i < segment_.n_pages) {
+      const int page = next_page_;
+      if (i + 1 < segment_.n_pages) next_page_ = kv_.pages[i + 1];
+      const int kv_head = segment_.pack / p_.packs_per_kv_head;
+      const int n_valid = segment_.n_tokens - FirstKeyOfWarp(i);
+      const int first = WarpId() * kWarpKeys * kHeadDim;
+      CopyTileAsync<kHeadDim, kWarpKeys, kWarpLanes>(Keys(i), kv_.Keys(page, kv_head) + first,
+                                                     n_valid, LaneId());
+      CopyTileAsync<kHeadDim, kWarpKeys, kWarpLanes>(Values(i), kv_.Values(page, kv_head) + first,
+                                                     n_valid, LaneId());
+    }
+    CopyAsyncCommit();
+  }
+
+  // For the oldest page under way.
+  LH_DEVICE void Wait() const {
+    if (p_.n_stages == 2) {
+      CopyAsyncWait<0>();
+    } else {
+      CopyAsyncWait<1>();
+    }
+    SyncWarp();
+  }
+
+ private:
+  const DecodeParams& p_;
+  const Segment& segment_;
+  Shared<BF16> ring_;
+  PagedKv kv_;
+  int next_page_;
+};
+
+// The query heads of a pack as left operands, straight from memory; rows without a head are 0.
+template <int kHeadDim>
+LH_DEVICE void LoadQueries(const DecodeParams& p, const Segment& segment,
+                           uint32_t (&q)[kHeadDim / 16][1][4]) {
+  const int lane = LaneId();
+  const int n_heads = PackSize(p, segment.pack);
+  LH_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int head = lane / 4 + 8 * half;
+    const Global<const BF16> from =
+        p.q +
+        (segment.row * p.q_stride + (FirstHead(p, segment.pack) + head) * kHeadDim + lane % 4 * 2);
+    LH_UNROLL
+    for (int step = 0; step < kHeadDim / 16; ++step) {
+      q[step][0][half] = head < n_heads ? LoadVec<uint32_t>(from + step * 16) : 0u;
+      q[step][0][half + 2] = head < n_heads ? LoadVec<uint32_t>(from + (step * 16 + 8)) : 0u;
+    }
+  }
+}
+
+// A warp's part of a segment: its 16 keys of every page.
+template <int kHeadDim>
+LH_DEVICE void AttendPages(const DecodeParams& p, const Segment& segment, Shared<BF16> ring,
+                           SoftmaxState<kHeadDim, 1>& state) {
+  PageRing<kHeadDim> pages(p, segment, ring);
+  pages.Copy(0);
+  if (p.n_stages == 3) pages.Copy(1);
+  uint32_t q[kHeadDim / 16][1][4];
+  LoadQueries<kHeadDim>(p, segment, q);
+  for (int i = 0; i < segment.n_pages; ++i) {
+    pages.Wait();
+    pages.Copy(i + p.n_stages - 1);
+    float scores[1][kWarpKeys / 8][4] = {};
+    LH_UNROLL
+    for (int step = 0; step < kHeadDim / 16; ++step) {
+      AddScores<kHeadDim>(scores, q[step], pages.Keys(i), step * 16);
+    }
+    const int begin = segment.first_key - pages.FirstKeyOfWarp(i) - LaneId() % 4 * 2;
+    const int end = segment.n_tokens - pages.FirstKeyOfWarp(i) - LaneId() % 4 * 2;
+    LH_UNROLL
+    for (int n = 0; n < kWarpKeys / 8; ++n) {
+      LH_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        const int column = 8 * n + e % 2;
+        if (column < begin || column >= end) scores[0][n][e] = MinusInfinity();
+      }
+    }
+    uint32_t weights[1][kWarpKeys / 8][2];
+    state.Update(scores, weights, p.scale_log2);
+    AddValues<kHeadDim>(state.output, weights, pages.Values(i));
+  }
+  CopyAsyncWait<0>();
+  SyncWarp();
+}
+
+// output: [kPackHeads, D], lse: [kPackHeads] log2, of one warp.
+template <int kHeadDim>
+LH_DEVICE void StoreWarpResult(const DecodeParams& p, const SoftmaxState<kHeadDim, 1>& state,
+                               Shared<float> output, Shared<float> lse) {
+  const int lane = LaneId();
+  LH_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int head = lane / 4 + 8 * half;
+    float inverse;
+    float lse_log2;
+    state.Finish(0, half, p.scale_log2, inverse, lse_log2);
+    LH_UNROLL
+    for (int d = 0; d < kHeadDim / 8; ++d) {
+      StoreVec(output + (head * kHeadDim + 8 * d + lane % 4 * 2),
+               F32x2{{state.output[0][d][2 * half] * inverse,
+                      state.output[0][d][2 * half + 1] * inverse}});
+    }
+    if (lane % 4 == 0) lse[head] = lse_log2;
+  }
+}
+
+// The sum of the warps' results, to the output or, when other blocks have a part in it, to `slot`
+// of the partial results. Warp w's output begins at w * warp_stride.
+template <int kHeadDim>
+LH_DEVICE void MergeWarps(const DecodeParams& p, const Segment& segment, Shared<float> output,
+                          int warp_stride, Shared<float> lse, int64_t slot) {
+  constexpr int kPairs = kHeadDim / 2;
+  const int first_head = FirstHead(p, segment.pack);
+  for (int pair = ThreadId(); pair < PackSize(p, segment.pack) * kPairs; pair += kThreads) {
+    const int head = pair / kPairs;
+    const int column = pair % kPairs * 2;
+    float warp_lse[kWarps];
+    float max = MinusInfinity();
+    LH_UNROLL
+    for (int w = 0; w < kWarps; ++w) {
+      warp_lse[w] = lse[w * kPackHeads + head];
+      max = fmaxf(max, warp_lse[w]);
+    }
+    const float shift = max == MinusInfinity() ? 0.0f : max;
+    float low = 0.0f;
+    float high = 0.0f;
+    float weights = 0.0f;
+    LH_UNROLL
+    for (int w = 0; w < kWarps; ++w) {
+      const float weight = Exp2Approx(warp_lse[w] - shift);
+      const F32x2 part = LoadVec<F32x2>(output + (w * warp_stride + head * kHeadDim + column));
+      low += weight * part.v[0];
+      high += weight * part.v[1];
+      weights += weight;
+    }
+    const float inverse = weights > 0.0f ? 1.0f / weights : 0.0f;
+    low *= inverse;
+    high *= inverse;
+    if (segment.is_whole) {
+      StoreVec(p.out + (segment.row * p.out_stride + (first_head + head) * kHeadDim + column),
+               PackBf16(low, high));
+      continue;
+    }
+    const int64_t part = slot * kPackHeads + head;
+    StoreVec(p.partials.output + (part * kHeadDim + column), F32x2{{low, high}});
+    if (column == 0) {
+      p.partials.lse[part] = weights > 0.0f ? max + Log2Approx(weights) : MinusInfinity();
+    }
+  }
+}
+
+template <int kHeadDim>
+LH_KERNEL(kThreads, kBlocksPerMultiprocessor)
+DecodeKernel(const DecodeParams p) {
+  const int ring_elements = p.n_stages * 2 * PageRing<kHeadDim>::kTileElements;
+  SharedArena arena;
+  const Shared<BF16> rings = arena.Carve<BF16>(kWarps * ring_elements);
+  const Shared<float> lse = arena.Carve<float>(kWarps * kPackHeads);
+  const Shared<BF16> ring = rings + WarpId() * ring_elements;
+
+  const int64_t share = UnitsPerBlock(p);
+  const int64_t total = TotalUnits(p);
+  const int64_t begin = BlockX() * share;
+  const int64_t end = begin + share < total ? begin + share : total;
+  for (int64_t unit = begin; unit < end;) {
+    const Segment segment = SegmentAt(p, unit, end);
+    SoftmaxState<kHeadDim, 1> state;
+    state.Clear();
+    AttendPages<kHeadDim>(p, segment, ring, state);
+    StoreWarpResult<kHeadDim>(p, state, Cast<float>(ring), lse + WarpId() * kPackHeads);
+    SyncThreads();
+    MergeWarps<kHeadDim>(p, segment, Cast<float>(rings), ring_elements / 2, lse,
+                         2 * BlockX() + (unit == begin ? 0 : 1));
+    SyncThreads();
+    unit += segment.n_pages;
+  }
+}
+
+// One warp per query head of a row: the sum of the blocks that had a part in it, if more than one.
+template <int kHeadDim>
+LH_KERNEL(kThreads, 1)
+MergeBlocksKernel(const DecodeParams p) {
+  const int index = BlockX() * kWarps + WarpId();
+  const int row = index / p.n_heads;
+  if (row >= p.n_rows) return;
+  const int head = index % p.n_heads;
+  const int in_group = head % p.group;
+  const int pack = head / p.group * p.packs_per_kv_head + in_group / kPackHeads;
+  const int row_begin = p.row_begin[row];
+  const int row_end = p.row_begin[row + 1];
+  const int n_pages = row_end - row_begin;
+  if (n_pages == 0) return;
+  const int64_t share = UnitsPerBlock(p);
+  const int64_t unit = int64_t{row_begin} * p.n_packs + int64_t{pack} * n_pages;
+  const int64_t first_block = unit / share;
+  const int64_t last_block = (unit + n_pages - 1) / share;
+  if (first_block == last_block) return;
+  const bool first_is_begin = unit % share == 0;  // of its block
+  const auto part = [&](int i) {
+    const int slot = i == 0 && !first_is_begin ? 1 : 0;
+    return ((first_block + i) * 2 + slot) * kPackHeads + in_group % kPackHeads;
+  };
+  MergeRow<kHeadDim>(p.partials, static_cast<int>(last_block - first_block) + 1, part,
+                     p.out + (row * p.out_stride + head * kHeadDim));
+}
+
+int64_t NumBlocks(const DeviceLimits& limits) {
+  return int64_t{kBlocksPerMultiprocessor} * limits.n_multiprocessors;
+}
+int64_t NumPartials(const DeviceLimits& limits) { return NumBlocks(limits) * 2 * kPackHeads; }
+
+template <int kHeadDim>
+cudaError_t LaunchDecode(DecodeParams p, const DeviceLimits& limits, cudaStream_t stream) {
+  constexpr int kStageBytes = kWarps * 2 * CarvedBytes<BF16>(PageRing<kHeadDim>::kTileElements);
+  constexpr int kFixedBytes = CarvedBytes<float>(kWarps * kPackHeads);
+  const int share_bytes = limits.shared_bytes / kBlocksPerMultiprocessor - kReservedSharedBytes;
+  p.n_stages = kFixedBytes + 3 * kStageBytes <= share_bytes ? 3 : 2;
+  cudaError_t error =
+      Launch({.name = "plan decode", .block = kWarpLanes, .stream = stream}, PlanKernel, p);
+  if (error != cudaSuccess) return error;
+  error = Launch({.name = "attend decode",
+                  .grid = dim3(static_cast<unsigned>(p.n_blocks)),
+                  .block = kThreads,
+                  .smem_bytes = kFixedBytes + p.n_stages * kStageBytes,
+                  .stream = stream},
+                 DecodeKernel<kHeadDim>, p);
+  if (error != cudaSuccess) return error;
+  return Launch({.name = "merge decode",
+                 .grid = dim3(static_cast<unsigned>(CeilDiv(p.n_rows * p.n_heads, kWarps))),
+                 .block = kThreads,
+                 .stream = stream},
+                MergeBlocksKernel<kHeadDim>, p);
+}
+
+}  // namespace
+
+int64_t AttendDecodeScratchBytes(const AttendDecodeArgs& args, const DeviceLimits& limits) {
+  const int64_t partial_bytes = NumPartials(limits) * (args.q.dim(2) + 1) * int64_t{sizeof(float)};
+  return partial_bytes + (args.q.dim(0) + 1) * int64_t{sizeof(int32_t)};
+}
+
+cudaError_t AttendDecode(const AttendDecodeArgs& args, const DeviceLimits& limits,
+                         std::byte* scratch, cudaStream_t stream) {
+  CheckArgs(args, DType::kBF16);
+  const int64_t n_rows = args.q.dim(0);
+  if (n_rows == 0) return cudaSuccess;
+  const KvView& kv = args.kvs[0];
+  const int64_t head_dim = kv.head_dim;
+  LH_CHECK(kv.dtype == DType::kBF16 && args.kvs_copy != nullptr && args.scale > 0);
+  LH_CHECK(args.q.stride(0) % 2 == 0 && args.out.stride(0) % 2 == 0);
+
+  DecodeParams p;
+  p.q = static_cast<const BF16*>(args.q.data());
+  p.out = static_cast<BF16*>(args.out.data());
+  p.kvs = args.kvs_copy;
+  p.kv = MakePagedKv(kv);
+  p.partials.output = reinterpret_cast<float*>(scratch);
+  p.partials.lse = reinterpret_cast<float*>(scratch) + NumPartials(limits) * head_dim;
+  p.row_begin = reinterpret_cast<int32_t*>(scratch) + NumPartials(limits) * (head_dim + 1);
+  p.q_stride = args.q.stride(0);
+  p.out_stride = args.out.stride(0);
+  p.n_rows = static_cast<int32_t>(n_rows);
+  p.n_heads = static_cast<int32_t>(args.q.dim(1));
+  p.group = p.n_heads / kv.n_kv_heads;
+  p.packs_per_kv_head = static_cast<int32_t>(CeilDiv(p.group, kPackHeads));
+  p.n_packs = kv.n_kv_heads * p.packs_per_kv_head;
+  constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
+  p.window = static_cast<int32_t>(args.window == 0 ? kMaxInt : std::min(args.window, kMaxInt));
+  p.n_blocks = static_cast<int32_t>(NumBlocks(limits));
+  p.scale_log2 = args.scale * kLog2E;
+  return WithHeadDim(head_dim,
+                     [&]<int kHeadDim>() { return LaunchDecode<kHeadDim>(p, limits, stream); });
+}
+
+}  // namespace longhaul::cuda
