@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "engine/sparse_policy.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/status.h"
+#include "kernels/weight_format.h"
 
 namespace longhaul {
 
@@ -21,6 +23,8 @@ struct EngineConfig {
   int64_t max_model_len = 0;     // tokens, prompt + output; 0 = what the model allows
   int64_t kv_cache_bytes = 0;    // page pool; 0 = a share of free memory, chosen by the server
   DType kv_dtype = DType::kF32;  // kF32 or kBF16
+  std::optional<WeightFormat> weight_format;  // of linear layers; none = that of the checkpoint
+  std::string weight_cache_dir;  // packed weights are kept here; empty = nowhere
   int64_t epoch_tokens = 4096;   // prefill grid; a multiple of 64; part of the prefix cache key
   int64_t slice_us = 250'000;    // time budget of one slice
   int64_t max_num_seqs = 64;     // sequences decoding or prefilling at once

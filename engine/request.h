@@ -37,7 +37,9 @@ struct Request {
   int64_t max_tokens = 16;              // output tokens per choice, >= 0 (0: prefill only)
   int32_t n = 1;                        // choices; they share the prompt's pages
   std::vector<int32_t> stop_token_ids;  // end of sequence tokens included by the server
-  bool ignore_eos = false;              // stop_token_ids are not looked at
+  int32_t n_prompt_logprobs = -1;       // PromptLogprobsEvents: -1 = none, 0 = of the prompt's own
+                                        // tokens, k = and the k likeliest. The whole prompt is
+                                        // computed then: nothing is taken from the prefix cache
   std::optional<SparseOptions> sparse;  // absent: the server's default
   std::string cache_salt;               // namespace of the prefix cache
   int32_t priority = 0;                 // lower runs earlier
@@ -61,6 +63,17 @@ struct TokenEvent {
   std::optional<FinishReason> finish;
   float logprob = 0;                       // valid when n_logprobs >= 0
   std::vector<TokenLogprob> top_logprobs;  // n_logprobs entries, likeliest first
+};
+
+// How likely the model found prompt tokens [begin, begin + n), given those before them, as the
+// prefill computed it: under a sparse policy with its approximation. In the order of the prompt,
+// from the second token on (the first has nothing before it), before the first TokenEvent.
+struct PromptLogprobsEvent {
+  int64_t begin = 0;
+  int32_t n_top = 0;
+  std::vector<TokenLogprob> tokens;  // [n] the prompt's own
+  std::vector<int32_t> ranks;        // [n] of those; 1 = the likeliest
+  std::vector<TokenLogprob> top;     // [n, n_top] likeliest first
 };
 
 enum class Phase : uint8_t { kQueued, kPrefill, kDecode };
@@ -95,6 +108,7 @@ struct AcceptedEvent {
   int64_t predicted_ttft_us = -1;  // from this event to the first token; -1 = not known
 };
 
-using StreamEvent = std::variant<AcceptedEvent, TokenEvent, ProgressEvent, DoneEvent>;
+using StreamEvent =
+    std::variant<AcceptedEvent, PromptLogprobsEvent, TokenEvent, ProgressEvent, DoneEvent>;
 
 }  // namespace longhaul

@@ -85,6 +85,11 @@ absl::Status CheckRequest(const Request& request, const RequestLimits& limits) {
   }
   LH_RETURN_IF_ERROR(CheckLength(request, limits));
   LH_RETURN_IF_ERROR(CheckSampling(request.sampling, limits.vocab_size));
+  if (request.n_prompt_logprobs < -1 || request.n_prompt_logprobs > limits.vocab_size) {
+    return BadValue(
+        "n_prompt_logprobs", request.n_prompt_logprobs,
+        fmt::format("at least 0 and at most the vocabulary size {}", limits.vocab_size));
+  }
   if (request.sparse.has_value()) LH_RETURN_IF_ERROR(request.sparse->Validate());
   for (int32_t token : request.stop_token_ids) {
     if (token < 0 || token >= limits.vocab_size) {

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/logprobs.h"
 #include "engine/model/mapped_file.h"
 #include "engine/model/model_config.h"
 #include "engine/model/safetensors.h"
@@ -103,6 +104,14 @@ void LogPlan(const ModelConfig& model, const EngineConfig& config, const MemoryP
   }
 }
 
+// Rows of the logits buffer: one per row of the batch, one per prompt's end in a step, and behind
+// them kLogprobRows for the logits of a prompt's own tokens, which are looked at and overwritten.
+constexpr int64_t kLogprobRows = 64;
+int64_t NStepLogitRows(const EngineConfig& config) {
+  return config.max_num_seqs + config.max_prefills + 1;
+}
+int64_t NLogitRows(const EngineConfig& config) { return NStepLogitRows(config) + kLogprobRows; }
+
 class Runner final : public Executor {
  public:
   // Memory that lives as long as the runner, allocated before it is made.
@@ -111,7 +120,7 @@ class Runner final : public Executor {
     Buffer workspace;
     Buffer hidden;       // [max_prefills, epoch_tokens, E] f32
     Buffer layer_store;  // [max_model_len, E] f32 with PrefillOrder::kLayer, else empty
-    Buffer logits;       // [max_num_seqs + max_prefills + 1, V] f32
+    Buffer logits;       // [NLogitRows, V] f32
   };
 
   Runner(std::unique_ptr<Backend> backend, std::unique_ptr<const ModelConfig> model,
@@ -165,6 +174,8 @@ class Runner final : public Executor {
       LH_CHECK(0 <= s.hidden_slot && s.hidden_slot <= config_.max_prefills);
       LH_CHECK(s.hidden_slot < config_.max_prefills || layer_store_.n_bytes() > 0);
       LH_CHECK(s.sparse != nullptr && s.sparse_state != nullptr);
+      LH_CHECK(s.logprob_tokens.empty() || s.layer_end == model_->shape.n_layers);
+      LH_CHECK(s.logprob_tokens.size() <= s.tokens.size());
     }
     for (const DecodeRow& row : plan.decode) {
       LH_CHECK(0 <= row.position && row.position < config_.max_model_len);
@@ -225,8 +236,10 @@ class Runner final : public Executor {
       logits = TakeLogits(1);
       result.logits = {logits.As<float>(), static_cast<size_t>(logits.dim(1))};
     }
-    transformer_.Prefill(slice, HiddenOf(slice), logits, arena_, result.report);
+    const TensorView hidden = HiddenOf(slice);
+    transformer_.Prefill(slice, hidden, logits, arena_, result.report);
     backend_->Synchronize();
+    if (!slice.logprob_tokens.empty()) ReadLogprobs(slice, hidden, result.prompt_logprobs);
     if (slice.border_state != nullptr) {
       std::copy(alpha.begin() + int64_t{slice.layer_begin} * shape.n_heads,
                 alpha.begin() + int64_t{slice.layer_end} * shape.n_heads,
@@ -236,13 +249,36 @@ class Runner final : public Executor {
     return result;
   }
 
+  // Of a block of rows at a time, since all logits of an epoch would take gigabytes.
+  void ReadLogprobs(const PrefillSlice& slice, TensorView hidden, PromptLogprobsEvent& out) {
+    const auto n_tokens = static_cast<int64_t>(slice.logprob_tokens.size());
+    out.begin = slice.begin + 1;
+    out.n_top = slice.n_top_logprobs;
+    out.tokens.reserve(n_tokens);
+    out.ranks.reserve(n_tokens);
+    out.top.reserve(n_tokens * out.n_top);
+    for (int64_t begin = 0; begin < n_tokens; begin += kLogprobRows) {
+      const int64_t end = std::min(begin + kLogprobRows, n_tokens);
+      const TensorView logits = LogitRows(NStepLogitRows(config_), end - begin);
+      transformer_.Logits(hidden.Slice(begin, end), logits, arena_);
+      backend_->Synchronize();
+      for (int64_t i = begin; i < end; ++i) {
+        AppendPromptToken({logits.Row<float>(i - begin), static_cast<size_t>(logits.dim(1))},
+                          slice.logprob_tokens[i], out);
+      }
+    }
+  }
+
   // The next n rows of the logits buffer: [n, V] f32, valid until the next step.
   TensorView TakeLogits(int64_t n) {
-    const int64_t vocab = model_->shape.vocab_size;
-    const TensorView view(static_cast<float*>(logits_.data()) + n_logits_used_ * vocab, DType::kF32,
-                          {n, vocab});
+    const int64_t first = n_logits_used_;
     n_logits_used_ += n;
-    return view;
+    return LogitRows(first, n);
+  }
+
+  TensorView LogitRows(int64_t first, int64_t n) const {
+    const int64_t vocab = model_->shape.vocab_size;
+    return TensorView(static_cast<float*>(logits_.data()) + first * vocab, DType::kF32, {n, vocab});
   }
 
   // Declared in the order of need: the backend frees what everybody else holds, so it goes last.
@@ -303,8 +339,8 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
 
   // Sizes first: what cannot fit is refused before gigabytes of weights were read.
   MemoryPlan sizes;
-  const int64_t n_logit_rows = config.max_num_seqs + config.max_prefills + 1;
-  const int64_t logit_bytes = n_logit_rows * shape.vocab_size * static_cast<int64_t>(sizeof(float));
+  const int64_t logit_bytes =
+      NLogitRows(config) * shape.vocab_size * static_cast<int64_t>(sizeof(float));
   const int64_t arena_bytes =
       Transformer::WorkspaceBytes(*model, backend->activation_dtype(), config.epoch_tokens,
                                   config.max_model_len, config.max_num_seqs);
@@ -319,7 +355,9 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
 
   LH_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(model_dir));
   LH_ASSIGN_OR_RETURN(config.model_digest, ModelDigest(model_dir, checkpoint, model->rope));
-  LH_ASSIGN_OR_RETURN(ModelWeights loaded, LoadWeights(checkpoint, *model, *backend));
+  LH_ASSIGN_OR_RETURN(ModelWeights loaded, LoadWeights(checkpoint, *model, *backend,
+                                  {.format = config.weight_format,
+                                   .cache_dir = config.weight_cache_dir}));
   auto weights = std::make_unique<ModelWeights>(std::move(loaded));
   shape.n_parameters = weights->n_parameters;
   sizes.weight_bytes = weights->n_bytes;

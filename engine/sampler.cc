@@ -5,6 +5,8 @@
 #include <limits>
 #include <random>
 
+#include "engine/logprobs.h"
+
 namespace longhaul {
 namespace {
 
@@ -38,11 +40,6 @@ uint64_t InitialState(const SamplingParams& params, int32_t choice) {
 // In [0, 1), 53 random bits.
 double UniformDouble(uint64_t& state) {
   return static_cast<double>(NextRandom(state) >> 11) * 0x1p-53;
-}
-
-// Likeliest first; ties by the lower id, so that the order is total.
-bool Likelier(const TokenLogprob& a, const TokenLogprob& b) {
-  return a.logprob != b.logprob ? a.logprob > b.logprob : a.token < b.token;
 }
 
 // A NaN never wins a comparison from here on.
@@ -162,30 +159,10 @@ int32_t Sampler::Draw(float best) {
   return last_possible;
 }
 
-void Sampler::FillLogprobs(std::span<const float> logits, Sampled& sampled) {
-  float best = kNever;
-  for (float logit : logits) best = std::max(best, NanToNever(logit));
-  double sum = 0;
-  for (float logit : logits) {
-    if (!std::isnan(logit)) sum += std::exp(double{logit} - double{best});
-  }
-  const double log_sum = std::log(sum);
-  const auto logprob = [&](int32_t token) {
-    return static_cast<float>(double{NanToNever(logits[token])} - double{best} - log_sum);
-  };
-  sampled.logprob = logprob(sampled.token);
-  if (params_.n_logprobs <= 0) return;
-  scratch_.clear();
-  for (size_t token = 0; token < logits.size(); ++token) {
-    scratch_.push_back(
-        {.token = static_cast<int32_t>(token), .logprob = NanToNever(logits[token])});
-  }
-  const size_t k = std::min<size_t>(params_.n_logprobs, scratch_.size());
-  SelectTop(scratch_, k);
-  for (size_t i = 0; i < k; ++i) {
-    sampled.top_logprobs.push_back(
-        {.token = scratch_[i].token, .logprob = logprob(scratch_[i].token)});
-  }
+void Sampler::FillLogprobs(std::span<const float> logits, Sampled& sampled) const {
+  const LogSoftmax softmax(logits);
+  sampled.logprob = softmax.Logprob(NanToNever(logits[sampled.token]));
+  AppendLikeliest(logits, softmax, params_.n_logprobs, sampled.top_logprobs);
 }
 
 Sampled Sampler::Sample(std::span<const float> logits, std::span<const int32_t> forbidden) {

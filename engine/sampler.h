@@ -34,7 +34,7 @@ class Sampler {
   void Adjust(std::span<const float> logits, std::span<const int32_t> forbidden);
   // A random token of adjusted_, whose largest value is `best`.
   int32_t Draw(float best);
-  void FillLogprobs(std::span<const float> logits, Sampled& sampled);
+  void FillLogprobs(std::span<const float> logits, Sampled& sampled) const;
   void Count(int32_t token);
 
   SamplingParams params_;

@@ -82,6 +82,14 @@ void Scheduler::CompleteSlice(const PlannedSlice& planned, const PrefillSlice& s
       return;
     }
   }
+  if (!result.prompt_logprobs.tokens.empty()) {
+    absl::Status status = CheckPromptLogprobs(result.prompt_logprobs);
+    if (!status.ok()) {
+      End(sequence, status, now_us);
+      return;
+    }
+    sequence.sink->Emit(result.prompt_logprobs);
+  }
   if (slice.layer_end == shape_.n_layers) CompleteEpoch(sequence, slice.begin, slice.end);
   sequence.work_left = WorkLeft(sequence);
   if (sequence.cursor.done()) StartDecode(sequence, result.logits, now_us);

@@ -159,6 +159,11 @@ void Scheduler::AddSlice(Sequence& sequence, const PrefillCells& cells) {
     border_state->alpha.resize(sequence.sparse_state.alpha.size());
   }
   const std::span<const int32_t> prompt = sequence.request.prompt;
+  std::span<const int32_t> logprob_tokens;
+  if (sequence.request.n_prompt_logprobs >= 0 && cells.layer_end == shape_.n_layers) {
+    const int64_t end = std::min(cells.end + 1, sequence.prompt_tokens());
+    logprob_tokens = prompt.subspan(cells.begin + 1, end - cells.begin - 1);
+  }
   plan_.prefill.push_back({.seq_id = sequence.id,
                            .begin = cells.begin,
                            .end = cells.end,
@@ -170,6 +175,8 @@ void Scheduler::AddSlice(Sequence& sequence, const PrefillCells& cells) {
                            .hidden_slot = sequence.hidden_slot,
                            .sparse = &sequence.sparse,
                            .sparse_state = &sequence.sparse_state,
+                           .logprob_tokens = logprob_tokens,
+                           .n_top_logprobs = std::max(0, sequence.request.n_prompt_logprobs),
                            .border_state = border_state});
 }
 

@@ -31,6 +31,18 @@ bool IsDensePolicy(const SparseOptions& options) {
   return options.mode != SparseMode::kStreaming && options.alpha >= 1;
 }
 
+absl::Status CheckPromptLogprobs(const PromptLogprobsEvent& logprobs) {
+  for (const TokenLogprob& token : logprobs.tokens) {
+    if (std::isnan(token.logprob)) {
+      return absl::InternalError(
+          fmt::format("the model returned NaN or infinite logits for prompt token {}; the weights "
+                      "or the KV storage type may be too coarse for this prompt",
+                      logprobs.begin + (&token - logprobs.tokens.data())));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckLogits(std::span<const float> logits, int32_t vocab_size) {
   if (static_cast<int64_t>(logits.size()) != vocab_size) {
     return absl::InternalError(
@@ -76,10 +88,17 @@ void Sequence::ForgetMatch() {
 }
 
 PrefillWork Sequence::LayerWork(int64_t begin, int64_t end) const {
-  return CostModel::EpochWork(sparse, density, begin, end, prompt_tokens());
+  PrefillWork work = CostModel::EpochWork(sparse, density, begin, end, prompt_tokens());
+  // Logits of every row: a share of all products with weights, spread evenly over the layers.
+  if (request.n_prompt_logprobs >= 0 && shape.n_parameters > 0) {
+    const double n_weights = double(shape.vocab_size) * shape.hidden_size;
+    work.tokens *= 1 + n_weights / static_cast<double>(shape.n_parameters);
+  }
+  return work;
 }
 
 MatchRule Sequence::CacheRule(int64_t epoch_tokens) const {
+  if (request.n_prompt_logprobs >= 0) return {.limit_tokens = 0};
   if (dense) return {.limit_tokens = prompt_tokens() - 1};
   return {.limit_tokens = prompt_tokens() - std::max<int64_t>(1, sparse.dense_tail_tokens),
           .grain_tokens = epoch_tokens,
@@ -113,9 +132,7 @@ void Sequence::StartChoices(std::span<const float> logits, int64_t* next_seq_id,
 void Sequence::AcceptLogits(Choice& choice, std::span<const float> logits) {
   const auto n_output = static_cast<int64_t>(choice.output.size());
   std::span<const int32_t> forbidden;
-  if (!request.ignore_eos && n_output < request.sampling.min_tokens) {
-    forbidden = request.stop_token_ids;
-  }
+  if (n_output < request.sampling.min_tokens) forbidden = request.stop_token_ids;
   Sampled sampled = choice.sampler.Sample(logits, forbidden);
   choice.output.push_back(sampled.token);
 
@@ -125,7 +142,7 @@ void Sequence::AcceptLogits(Choice& choice, std::span<const float> logits) {
   event.logprob = sampled.logprob;
   event.top_logprobs = std::move(sampled.top_logprobs);
   const std::vector<int32_t>& stops = request.stop_token_ids;
-  if (!request.ignore_eos && std::find(stops.begin(), stops.end(), sampled.token) != stops.end()) {
+  if (std::find(stops.begin(), stops.end(), sampled.token) != stops.end()) {
     event.finish = FinishReason::kStop;
   } else if (n_output + 1 >= request.max_tokens) {
     event.finish = FinishReason::kLength;

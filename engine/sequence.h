@@ -40,6 +40,9 @@ bool IsDensePolicy(const SparseOptions& options);
 // InternalError when the logits hold NaN or +inf or nothing finite.
 absl::Status CheckLogits(std::span<const float> logits, int32_t vocab_size);
 
+// InternalError when a token's logprob is NaN.
+absl::Status CheckPromptLogprobs(const PromptLogprobsEvent& logprobs);
+
 // One of the n answers.
 struct Choice {
   Choice(int64_t id, int32_t choice_index, Sampler choice_sampler)
@@ -88,6 +91,7 @@ struct Sequence {
   // How far cached pages may be taken over. At least one token is always left to compute: its
   // logits are the answer's beginning. The rows that attend densely whatever the policy (the last
   // ones of the prompt) are left out under a sparse policy, as are epochs that are not whole.
+  // Nothing may be taken over where the logits of every prompt token are wanted.
   MatchRule CacheRule(int64_t epoch_tokens) const;
   // Tokens [0, result) may be published once tokens [0, end) are computed.
   int64_t PublishableTokens(int64_t end, int64_t epoch_tokens) const;

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/request.h"
 #include "engine/sparse_policy.h"
 #include "kernels/base/status.h"
 
@@ -37,6 +38,10 @@ struct PrefillSlice {
                                     // layer, [max_model_len, E], rows are positions
   const SparseOptions* sparse = nullptr;
   SparseState* sparse_state = nullptr;  // of the sequence; updated
+  // The tokens whose logprobs are wanted: [begin + 1, end + 1) without what is behind the prompt.
+  // Only of a slice that reaches the last layer; empty: none.
+  std::span<const int32_t> logprob_tokens{};
+  int32_t n_top_logprobs = 0;           // and of so many likeliest ones
   SparseState* border_state = nullptr;  // if set, [n_layers, H]: gets the slice's layers as they
                                         // are behind this epoch, before the next slice changes them
 };
@@ -58,6 +63,7 @@ struct SliceResult {
   SparseReport report;            // of this slice alone
   std::span<const float> logits;  // [V] of the prompt's last token, when end == prompt_tokens and
                                   // layer_end == n_layers; else empty
+  PromptLogprobsEvent prompt_logprobs;  // of the slice's logprob_tokens
 };
 
 struct StepResult {

@@ -25,8 +25,9 @@ void StreamState::Emit(StreamEvent event) {
 }
 
 std::optional<StreamEvent> StreamState::Pop() {
-  if (events_.empty()) return std::nullopt;
-  std::optional<StreamEvent> event = std::move(events_.front());
+  std::optional<StreamEvent> event;
+  if (events_.empty()) return event;
+  event = std::move(events_.front());
   events_.pop_front();
   if (std::holds_alternative<DoneEvent>(*event)) done_was_read_ = true;
   return event;

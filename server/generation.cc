@@ -1,6 +1,7 @@
 #include "server/generation.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "server/api/status_map.h"
@@ -75,6 +76,10 @@ void GenerationImpl::OnEvent(StreamEvent event) {
   if (const auto* accepted = std::get_if<AcceptedEvent>(&event)) {
     accepted_ = true;
     chunks_.emplace_back(*accepted);
+    // Nothing is before the first token of the prompt.
+    if (params_.n_prompt_logprobs >= 0) chunks_.emplace_back(api::PromptLogprobs{.tokens = {{}}});
+  } else if (const auto* logprobs = std::get_if<PromptLogprobsEvent>(&event)) {
+    OnPromptLogprobs(*logprobs);
   } else if (auto* progress = std::get_if<ProgressEvent>(&event)) {
     chunks_.emplace_back(*progress);
   } else if (const auto* token = std::get_if<TokenEvent>(&event)) {
@@ -84,28 +89,88 @@ void GenerationImpl::OnEvent(StreamEvent event) {
   }
 }
 
-void GenerationImpl::OnToken(const TokenEvent& event) {
-  Choice& choice = choices_[event.choice];
-  if (choice.finished) return;  // it ended by a stop string; the engine runs on for the others
-  const bool has_token = event.token >= 0;
-  const bool is_end_token = has_token && event.finish == FinishReason::kStop &&
-                            std::find(params_.stop_token_ids.begin(), params_.stop_token_ids.end(),
-                                      event.token) != params_.stop_token_ids.end();
-  if (has_token) CountToken(choice);
-
+void GenerationImpl::OnPromptLogprobs(const PromptLogprobsEvent& event) {
+  const size_t n_tokens = event.tokens.size();
+  const auto top_of = [&event](size_t i) {
+    return std::span(event.top).subspan(i * event.n_top, event.n_top);
+  };
+  if (params_.n_prompt_logprobs >= 0) {
+    const Tokenizer& tokenizer = *shared_->tokenizer;
+    api::PromptLogprobs chunk;
+    chunk.tokens.resize(n_tokens);
+    for (size_t i = 0; i < n_tokens; ++i) {
+      const TokenLogprob& own = event.tokens[i];
+      std::vector<api::RankedLogprob>& entries = chunk.tokens[i];
+      entries.push_back({own.token, event.ranks[i], tokenizer.TokenText(own.token), own.logprob});
+      int32_t rank = 0;
+      for (const TokenLogprob& top : top_of(i).first(params_.n_prompt_logprobs)) {
+        ++rank;
+        if (top.token == own.token) continue;
+        entries.push_back({top.token, rank, tokenizer.TokenText(top.token), top.logprob});
+      }
+    }
+    chunks_.emplace_back(std::move(chunk));
+  }
+  if (!params_.echo_logprobs) return;
   api::TextDelta delta;
-  delta.choice = event.choice;
+  for (size_t i = 0; i < n_tokens; ++i) {
+    const TokenLogprob& own = event.tokens[i];
+    delta.token_ids.push_back(own.token);
+    delta.logprobs.push_back(MakeLogprobs(own.token, own.logprob, top_of(i)));
+  }
+  delta.logprobs_begin_bytes =
+      echoed_bytes_ +
+      static_cast<int64_t>(shared_->tokenizer->TokenBytes(params_.first_prompt_token).size());
+  for (const TokenLogprob& own : event.tokens) {
+    echoed_bytes_ += static_cast<int64_t>(shared_->tokenizer->TokenBytes(own.token).size());
+  }
+  for (int32_t i = 0; i < params_.n; ++i) {
+    api::TextDelta copy = delta;
+    copy.choice = i;
+    BeginChoice(choices_[i], &copy);
+    chunks_.emplace_back(std::move(copy));
+  }
+}
+
+void GenerationImpl::BeginChoice(Choice& choice, api::TextDelta* delta) {
+  if (std::exchange(choice.started, true)) return;
+  delta->text.insert(0, params_.echo);
+  if (!params_.echo_logprobs) return;
+  delta->token_ids.insert(delta->token_ids.begin(), params_.first_prompt_token);
+  delta->logprobs.insert(delta->logprobs.begin(),
+                         MakeLogprobs(params_.first_prompt_token, NAN, {}));
+  delta->logprobs_begin_bytes = 0;
+}
+
+StopStrings::Result GenerationImpl::PushText(Choice& choice, const TokenEvent& event,
+                                             bool is_end_token) {
   std::string text;
-  if (has_token && !is_end_token) {
+  if (event.token >= 0 && !is_end_token) {
     PendingToken& pending = choice.pending.emplace_back();
     pending.id = event.token;
     pending.begin_bytes = choice.pushed_bytes;
-    if (params_.logprobs) pending.logprobs = MakeLogprobs(event);
+    if (params_.n_logprobs >= 0) {
+      pending.logprobs = MakeLogprobs(event.token, event.logprob, event.top_logprobs);
+    }
     text = choice.detokenizer.Push(event.token);
   }
   if (event.finish) text += choice.detokenizer.Finish();
   choice.pushed_bytes += static_cast<int64_t>(text.size());
-  StopStrings::Result result = choice.stops.Push(text);
+  if (choice.n_tokens > params_.min_tokens) return choice.stops.Push(text);
+  StopStrings::Result shown;
+  shown.text = std::move(text);
+  return shown;
+}
+
+void GenerationImpl::OnToken(const TokenEvent& event) {
+  Choice& choice = choices_[event.choice];
+  if (choice.finished) return;  // it ended by a stop string; the engine runs on for the others
+  if (event.token >= 0) CountToken(choice);
+  const bool is_end_token = event.token >= 0 && event.finish == FinishReason::kStop;
+
+  api::TextDelta delta;
+  delta.choice = event.choice;
+  StopStrings::Result result = PushText(choice, event, is_end_token);
   delta.text = std::move(result.text);
   if (result.stopped) {
     delta.finish = FinishReason::kStop;
@@ -113,13 +178,15 @@ void GenerationImpl::OnToken(const TokenEvent& event) {
   } else if (event.finish) {
     delta.text += choice.stops.Finish();
     delta.finish = event.finish;
+    const std::vector<int32_t>& asked = params_.requested_stop_ids;
+    if (is_end_token && std::find(asked.begin(), asked.end(), event.token) != asked.end()) {
+      delta.stop_token = event.token;
+    }
   }
   choice.shown_bytes += static_cast<int64_t>(delta.text.size());
   if (delta.text.empty() && !delta.finish) return;
   TakeShownTokens(choice, delta.finish.has_value() && !result.stopped, &delta);
-
-  if (!choice.started) delta.text.insert(0, params_.echo);
-  choice.started = true;
+  BeginChoice(choice, &delta);
   if (delta.finish) {
     choice.finished = true;
     reasons_.push_back(*delta.finish);
@@ -138,11 +205,16 @@ void GenerationImpl::CountToken(Choice& choice) {
     token_gaps_s_.push_back(Seconds(now - *choice.last_token));
   }
   choice.last_token = now;
+  ++choice.n_tokens;
   ++completion_tokens_;
 }
 
 void GenerationImpl::TakeShownTokens(Choice& choice, bool all, api::TextDelta* delta) {
   size_t n_shown = 0;
+  if (!choice.pending.empty()) {
+    delta->logprobs_begin_bytes =
+        static_cast<int64_t>(params_.echo.size()) + choice.pending.front().begin_bytes;
+  }
   while (n_shown < choice.pending.size() &&
          (all || choice.pending[n_shown].begin_bytes < choice.shown_bytes)) {
     PendingToken& token = choice.pending[n_shown++];
@@ -152,16 +224,17 @@ void GenerationImpl::TakeShownTokens(Choice& choice, bool all, api::TextDelta* d
   choice.pending.erase(choice.pending.begin(), choice.pending.begin() + n_shown);
 }
 
-api::TokenLogprobs GenerationImpl::MakeLogprobs(const TokenEvent& event) const {
+api::TokenLogprobs GenerationImpl::MakeLogprobs(int32_t token, float logprob,
+                                                std::span<const TokenLogprob> top) const {
   const Tokenizer& tokenizer = *shared_->tokenizer;
-  const auto entry = [&tokenizer](int32_t id, float logprob) {
-    return api::LogprobEntry{tokenizer.TokenText(id), std::string(tokenizer.TokenBytes(id)),
-                             logprob};
+  const auto entry = [&tokenizer](int32_t id, float value) {
+    return api::LogprobEntry{tokenizer.TokenText(id), std::string(tokenizer.TokenBytes(id)), value};
   };
   api::TokenLogprobs logprobs;
-  logprobs.chosen = entry(event.token, event.logprob);
-  for (const TokenLogprob& top : event.top_logprobs) {
-    logprobs.top.push_back(entry(top.token, top.logprob));
+  logprobs.chosen = entry(token, logprob);
+  const auto n_top = std::min(top.size(), static_cast<size_t>(params_.n_logprobs));
+  for (const TokenLogprob& likely : top.first(n_top)) {
+    logprobs.top.push_back(entry(likely.token, likely.logprob));
   }
   return logprobs;
 }

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -32,8 +33,12 @@ struct GenerationParams {
   std::string echo;  // text that each choice starts with
   std::vector<std::string> stop;
   bool include_stop_in_output = false;
-  bool logprobs = false;
-  std::vector<int32_t> stop_token_ids;  // not shown when they end a choice
+  int32_t n_logprobs = -1;         // of the answer
+  int32_t n_prompt_logprobs = -1;  // PromptLogprobs chunks
+  bool echo_logprobs = false;      // n_logprobs of the echoed prompt, too
+  int32_t first_prompt_token = 0;
+  int32_t min_tokens = 0;                   // stop strings are not looked for before
+  std::vector<int32_t> requested_stop_ids;  // a choice that ends by one of them says so
   std::string sparse_mode;
   api::FrontPhases phases;
 };
@@ -66,15 +71,23 @@ class GenerationImpl final : public Generation {
     std::vector<PendingToken> pending;
     int64_t pushed_bytes = 0;  // text made of tokens so far
     int64_t shown_bytes = 0;   // text given out, echo not counted
+    int32_t n_tokens = 0;
     bool started = false;
     bool finished = false;
     std::optional<Clock::time_point> last_token;
   };
 
   void OnEvent(StreamEvent event);
+  void OnPromptLogprobs(const PromptLogprobsEvent& event);
   void OnToken(const TokenEvent& event);
   void OnDone(const DoneEvent& event);
-  api::TokenLogprobs MakeLogprobs(const TokenEvent& event) const;
+  // Those of a token of the prompt or the answer; the first n_logprobs of `top`.
+  api::TokenLogprobs MakeLogprobs(int32_t token, float logprob,
+                                  std::span<const TokenLogprob> top) const;
+  // Puts what is echoed in front of a choice's first delta.
+  void BeginChoice(Choice& choice, api::TextDelta* delta);
+  // Text made of the token, and whether it or what it completed is a stop string.
+  StopStrings::Result PushText(Choice& choice, const TokenEvent& event, bool is_end_token);
   void CountToken(Choice& choice);
   // Moves the pending tokens whose text is shown (all when the choice ended without a stop string).
   void TakeShownTokens(Choice& choice, bool all, api::TextDelta* delta);
@@ -86,6 +99,7 @@ class GenerationImpl final : public Generation {
   std::unique_ptr<RequestRegistry::Entry> entry_;  // until the end; its cancel uses stream_
   std::vector<Choice> choices_;
   std::deque<api::Chunk> chunks_;
+  int64_t echoed_bytes_ = 0;  // of the prompt's tokens whose logprobs were given out
   int32_t n_finished_ = 0;
   bool stopped_early_ = false;  // every choice ended by a stop string: the rest was cancelled by us
   bool accepted_ = false;       // the engine took it

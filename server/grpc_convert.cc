@@ -13,8 +13,8 @@ namespace {
 constexpr size_t kMaxRequestIdBytes = 128;
 constexpr size_t kMaxErrorBytes = 8192;
 
-SamplingParams ReadSampling(const v1::Sampling& message) {
-  SamplingParams params;
+api::Sampling ReadSampling(const v1::Sampling& message) {
+  api::Sampling params;
   if (message.has_temperature()) params.temperature = message.temperature();
   if (message.has_top_k()) params.top_k = message.top_k();
   if (message.has_top_p()) params.top_p = message.top_p();
@@ -124,6 +124,7 @@ absl::StatusOr<api::GenerateRequest> FromProto(const v1::GenerateRequest& messag
   if (message.sparse().has_alpha()) request.sparse.alpha = message.sparse().alpha();
   request.cache_salt = message.cache_salt();
   request.priority = message.priority();
+  if (message.has_prompt_logprobs()) request.n_prompt_logprobs = message.prompt_logprobs();
   if (message.has_timeout_s()) request.timeout_s = message.timeout_s();
   return request;
 }
@@ -141,6 +142,22 @@ void ToProto(const api::TextDelta& delta, v1::GenerateResponse& response) {
   }
   if (delta.finish) message.set_finish_reason(WriteFinish(*delta.finish));
   message.set_stop_reason(delta.stop_reason);
+  if (delta.stop_token) message.set_stop_token_id(*delta.stop_token);
+}
+
+void ToProto(const api::PromptLogprobs& logprobs, v1::GenerateResponse& response) {
+  v1::PromptLogprobs& message = *response.mutable_prompt_logprobs();
+  message.Clear();
+  for (const std::vector<api::RankedLogprob>& token : logprobs.tokens) {
+    v1::PromptToken& entries = *message.add_tokens();
+    for (const api::RankedLogprob& from : token) {
+      v1::RankedLogprob& entry = *entries.add_logprobs();
+      entry.set_token_id(from.id);
+      entry.set_rank(from.rank);
+      entry.set_token(SanitizeUtf8(from.token));
+      entry.set_logprob(from.logprob);
+    }
+  }
 }
 
 void ToProto(const ProgressEvent& progress, v1::GenerateResponse& response) {

@@ -19,6 +19,7 @@ ChatPrompt FromProto(const v1::Messages& messages);
 
 // Overwrites `response`.
 void ToProto(const api::TextDelta& delta, v1::GenerateResponse& response);
+void ToProto(const api::PromptLogprobs& logprobs, v1::GenerateResponse& response);
 void ToProto(const ProgressEvent& progress, v1::GenerateResponse& response);
 void ToProto(const api::Summary& summary, v1::GenerateResponse& response);
 

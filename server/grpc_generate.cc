@@ -196,6 +196,9 @@ GenerateCall::Action GenerateCall::NextAction(absl::Status* status) {
   ticker_.OnChunk(*chunk, now);
   if (std::holds_alternative<AcceptedEvent>(*chunk)) return Action::kSendHeaders;
   if (const auto* delta = std::get_if<api::TextDelta>(&*chunk)) ToProto(*delta, response_);
+  if (const auto* logprobs = std::get_if<api::PromptLogprobs>(&*chunk)) {
+    ToProto(*logprobs, response_);
+  }
   if (const auto* progress = std::get_if<ProgressEvent>(&*chunk)) ToProto(*progress, response_);
   const auto* summary = std::get_if<api::Summary>(&*chunk);
   if (summary == nullptr) return Action::kWrite;

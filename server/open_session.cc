@@ -29,6 +29,7 @@ absl::StatusOr<std::unique_ptr<Session>> OpenSession(
   session_config.model_dir = config.model;
   session_config.served_model_name = config.ServedModelName();
   session_config.chat_template_file = config.chat_template;
+  session_config.use_generation_config = config.generation_config == "auto";
   session_config.sparse = engine_config.sparse;
   session_config.default_max_tokens = config.default_max_tokens;
   session_config.prefix_cache_per_key = config.prefix_cache_per_key;

@@ -312,6 +312,10 @@ absl::StatusOr<EngineConfig> ServerConfig::ToEngineConfig() const {
   EngineConfig engine;
   engine.max_model_len = max_model_len;
   engine.kv_cache_bytes = kv_cache_memory_bytes;
+  if (dtype == "float32") engine.weight_format = WeightFormat::kF32;
+  if (dtype == "bfloat16") engine.weight_format = WeightFormat::kBF16;
+  if (quantization == "int8") engine.weight_format = WeightFormat::kInt8;
+  engine.weight_cache_dir = weight_cache;
   engine.kv_dtype = kv_cache_dtype == "bfloat16" ? DType::kBF16 : DType::kF32;
   engine.epoch_tokens = epoch_tokens;
   engine.slice_us = static_cast<int64_t>(slice_ms * 1000);

@@ -21,10 +21,14 @@ struct ServerConfig {
   std::string model;
   std::string served_model_name;  // empty = last part of the model folder's path
   std::string chat_template;      // a Jinja file; empty = the model folder's template
+  std::string generation_config = "auto";
   std::string backend = "auto";
   int64_t threads = 0;
   int64_t tensor_parallel_size = 1;
   int64_t max_model_len = 0;
+  std::string dtype = "auto";
+  std::string quantization = "none";
+  std::string weight_cache;  // empty = off
   std::string kv_cache_dtype = "auto";
   int64_t kv_cache_memory_bytes = 0;
   int64_t max_num_seqs = 64;

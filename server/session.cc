@@ -10,6 +10,7 @@
 #include "kernels/kv_layout.h"
 #include "server/api/status_map.h"
 #include "server/generation.h"
+#include "server/generation_config.h"
 #include "server/text/chat_template.h"
 #include "server/validate.h"
 
@@ -81,6 +82,9 @@ class SessionImpl final : public Session {
   absl::Status CheckPromptBytes(int64_t n_bytes, const char* param) const;
   absl::StatusOr<int64_t> ResolveMaxTokens(const api::GenerateRequest& request,
                                            int64_t n_prompt_tokens) const;
+  // How many likeliest tokens the engine shall find for each prompt token; -1 = no logprobs.
+  absl::StatusOr<int32_t> ResolvePromptLogprobs(const api::GenerateRequest& request,
+                                                int64_t n_prompt_tokens) const;
   std::vector<int32_t> StopTokens(const api::GenerateRequest& request, bool chat) const;
   std::string CacheSalt(const api::GenerateRequest& request) const;
 
@@ -168,11 +172,25 @@ absl::StatusOr<int64_t> SessionImpl::ResolveMaxTokens(const api::GenerateRequest
   const int64_t pool_tokens = engine_->Stats().n_pages_total * kPageTokens;
   const int64_t pool_room =
       (pool_tokens - RoundUp(n_prompt_tokens, kPageTokens)) / request.n - kPageTokens;
-  return std::max<int64_t>(1, std::min({room, pool_room, config().default_max_tokens}));
+  const int64_t wanted = config().defaults.max_tokens.value_or(config().default_max_tokens);
+  return std::max<int64_t>(1, std::min({room, pool_room, wanted}));
+}
+
+absl::StatusOr<int32_t> SessionImpl::ResolvePromptLogprobs(const api::GenerateRequest& request,
+                                                           int64_t n_prompt_tokens) const {
+  const bool chat = std::holds_alternative<ChatPrompt>(request.prompt);
+  const int64_t n_copies = chat ? 1 : request.n;
+  const int32_t n_echoed = request.echo ? request.sampling.n_logprobs : -1;
+  LH_RETURN_IF_ERROR(
+      ValidatePromptLogprobs(n_prompt_tokens, n_echoed, n_copies, config(), "logprobs"));
+  LH_RETURN_IF_ERROR(ValidatePromptLogprobs(n_prompt_tokens, request.n_prompt_logprobs, n_copies,
+                                            config(), "prompt_logprobs"));
+  return std::max(n_echoed, request.n_prompt_logprobs);
 }
 
 std::vector<int32_t> SessionImpl::StopTokens(const api::GenerateRequest& request, bool chat) const {
   std::vector<int32_t> ids = request.stop_token_ids;
+  if (request.ignore_eos) return ids;
   const std::vector<int32_t>& eos = tokenizer().eos_ids();
   ids.insert(ids.end(), eos.begin(), eos.end());
   if (chat) {  // the mark that ends a turn, where the model's files do not name it
@@ -227,8 +245,14 @@ absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::StartTimed(
   params.prompt_tokens = static_cast<int64_t>(ids.size());
   params.stop = request.stop;
   params.include_stop_in_output = request.include_stop_str_in_output;
-  params.logprobs = request.sampling.n_logprobs >= 0;
-  params.stop_token_ids = StopTokens(request, chat);
+  params.n_logprobs = request.sampling.n_logprobs;
+  params.n_prompt_logprobs = request.n_prompt_logprobs;
+  params.echo_logprobs = request.echo && request.sampling.n_logprobs >= 0;
+  params.first_prompt_token = ids.front();
+  params.min_tokens = request.sampling.min_tokens;
+  params.requested_stop_ids = request.stop_token_ids;
+  const std::vector<int32_t> stop_token_ids = StopTokens(request, chat);
+  LH_ASSIGN_OR_RETURN(const int32_t n_prompt_logprobs, ResolvePromptLogprobs(request, ids.size()));
   params.sparse_mode = std::string(SparseModeName(sparse.mode));
   if (request.echo) {
     const auto* text = std::get_if<std::string>(&request.prompt);
@@ -245,11 +269,11 @@ absl::StatusOr<std::unique_ptr<Generation>> SessionImpl::StartTimed(
   Request submitted;
   submitted.id = request.request_id;
   submitted.prompt = std::move(ids);
-  submitted.sampling = request.sampling;
+  submitted.sampling = ResolveSampling(request.sampling, config().defaults.sampling);
   submitted.max_tokens = max_tokens;
   submitted.n = request.n;
-  submitted.stop_token_ids = params.stop_token_ids;
-  submitted.ignore_eos = request.ignore_eos;
+  submitted.stop_token_ids = stop_token_ids;
+  submitted.n_prompt_logprobs = n_prompt_logprobs;
   submitted.sparse = sparse;
   submitted.cache_salt = CacheSalt(request);
   submitted.priority = request.priority;
@@ -279,7 +303,11 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Create(const SessionConfig& co
   }
   LH_ASSIGN_OR_RETURN(auto chat,
                       ChatTemplate::Load(config.model_dir, config.chat_template_file, *tokenizer));
-  return CreateWith(config, std::move(tokenizer), std::move(chat), std::move(engine));
+  SessionConfig completed = config;
+  if (config.use_generation_config) {
+    LH_ASSIGN_OR_RETURN(completed.defaults, ReadGenerationDefaults(config.model_dir));
+  }
+  return CreateWith(completed, std::move(tokenizer), std::move(chat), std::move(engine));
 }
 
 std::unique_ptr<Session> Session::CreateWith(const SessionConfig& config,

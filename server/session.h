@@ -34,11 +34,16 @@ struct SessionConfig {
   std::string model_dir;
   std::string served_model_name;
   std::string chat_template_file;  // instead of the model folder's template; empty: that one
-  SparseOptions sparse;  // default policy
+  SparseOptions sparse;            // default policy
   int64_t max_n = 128;
   int64_t max_stop_strings = 16;
   int64_t max_logprobs = 20;
   int64_t max_logit_bias = 1024;
+  // Of one answer: prompt tokens x (1 + likeliest ones) x choices that repeat them. The body takes
+  // about 80 bytes for each.
+  int64_t max_prompt_logprobs = int64_t{1} << 21;
+  bool use_generation_config = true;  // Create reads `defaults` from generation_config.json
+  api::GenerationDefaults defaults;
   // Output tokens of a chat request that names no max_tokens, when the context has room for them;
   // the engine reserves pages for all of them, so "the rest of the context" would let one run at a
   // time.

@@ -85,7 +85,7 @@ absl::Status ValidateRequest(const api::GenerateRequest& request, const SessionC
     return InvalidParam("max_tokens", fmt::format("'max_tokens' must not be negative, got {}",
                                                   *request.max_tokens));
   }
-  const SamplingParams& sampling = request.sampling;
+  const SamplingParams sampling = ResolveSampling(request.sampling, config.defaults.sampling);
   LH_RETURN_IF_ERROR(ValidateSampling(sampling, config, chat, vocab_size));
   if (sampling.min_tokens < 0 ||
       (request.max_tokens && sampling.min_tokens > *request.max_tokens)) {
@@ -94,11 +94,8 @@ absl::Status ValidateRequest(const api::GenerateRequest& request, const SessionC
         fmt::format("'min_tokens' must be from 0 to 'max_tokens', got {}", sampling.min_tokens));
   }
   LH_RETURN_IF_ERROR(ValidateStops(request, config, vocab_size));
-  if (request.echo && sampling.n_logprobs >= 0) {
-    return InvalidParam("echo",
-                        "'echo' together with 'logprobs' is not supported: this server does "
-                        "not compute logprobs of the prompt");
-  }
+  LH_RETURN_IF_ERROR(InRange("prompt_logprobs", int64_t{request.n_prompt_logprobs}, int64_t{-1},
+                             config.max_logprobs));
   if (request.echo && chat) return InvalidParam("echo", "'echo' needs a text or token prompt");
   if (static_cast<int64_t>(request.cache_salt.size()) > kMaxCacheSaltBytes) {
     return InvalidParam("cache_salt", fmt::format("'cache_salt' may have at most {} bytes, got {}",
@@ -107,6 +104,36 @@ absl::Status ValidateRequest(const api::GenerateRequest& request, const SessionC
   if (request.timeout_s)
     LH_RETURN_IF_ERROR(InRange("timeout", *request.timeout_s, 0.001, kMaxTimeoutS));
   return absl::OkStatus();
+}
+
+absl::Status ValidatePromptLogprobs(int64_t n_prompt_tokens, int32_t n_top, int64_t n_copies,
+                                    const SessionConfig& config, const std::string& param) {
+  const int64_t n_values = n_prompt_tokens * (int64_t{n_top} + 1) * n_copies;
+  if (n_values <= config.max_prompt_logprobs) return absl::OkStatus();
+  return InvalidParam(
+      param,
+      fmt::format("'{}' of {} prompt tokens, {} likeliest ones each, in {} choices are {} values, "
+                  "and an answer may hold {}; ask for fewer, or send a shorter prompt",
+                  param, n_prompt_tokens, n_top, n_copies, n_values, config.max_prompt_logprobs));
+}
+
+SamplingParams ResolveSampling(const api::Sampling& sampling, const api::SamplingChoice& defaults) {
+  SamplingParams params;
+  const auto resolve = [](const auto& given, const auto& otherwise, auto& value) {
+    if (given || otherwise) value = given ? *given : *otherwise;
+  };
+  resolve(sampling.temperature, defaults.temperature, params.temperature);
+  resolve(sampling.top_k, defaults.top_k, params.top_k);
+  resolve(sampling.top_p, defaults.top_p, params.top_p);
+  resolve(sampling.min_p, defaults.min_p, params.min_p);
+  resolve(sampling.repetition_penalty, defaults.repetition_penalty, params.repetition_penalty);
+  params.presence_penalty = sampling.presence_penalty;
+  params.frequency_penalty = sampling.frequency_penalty;
+  params.logit_bias = sampling.logit_bias;
+  params.seed = sampling.seed;
+  params.n_logprobs = sampling.n_logprobs;
+  params.min_tokens = sampling.min_tokens;
+  return params;
 }
 
 absl::StatusOr<SparseOptions> ResolveSparse(const api::SparseChoice& choice,

@@ -14,6 +14,14 @@ absl::Status ValidateRequest(const api::GenerateRequest& request, const SessionC
 absl::Status ValidateIds(const std::vector<int32_t>& ids, int32_t vocab_size,
                          const std::string& param);
 
+// Logprobs of a prompt, with n_top likeliest tokens each and written n_copies times, are no more
+// than an answer may hold. InvalidArgument names `param`.
+absl::Status ValidatePromptLogprobs(int64_t n_prompt_tokens, int32_t n_top, int64_t n_copies,
+                                    const SessionConfig& config, const std::string& param);
+
+// What the request says, else the model, else the engine.
+SamplingParams ResolveSampling(const api::Sampling& sampling, const api::SamplingChoice& defaults);
+
 // The server's policy with what the request asks for put in.
 absl::StatusOr<SparseOptions> ResolveSparse(const api::SparseChoice& choice,
                                             const SparseOptions& defaults);

@@ -18,7 +18,20 @@ absl::Status OpenError(const std::string& path, int error) {
                                              : absl::FailedPreconditionError(text);
 }
 
+// Advice for the pages that touch the bytes, or for those that lie in them whole.
+void Advise(std::span<const std::byte> bytes, bool whole_pages, int advice) {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  uintptr_t begin = reinterpret_cast<uintptr_t>(bytes.data());
+  uintptr_t end = begin + bytes.size();
+  begin = (whole_pages ? begin + page - 1 : begin) / page * page;
+  end = (whole_pages ? end : end + page - 1) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, advice);
+}
+
 }  // namespace
+
+void PrefetchMapped(std::span<const std::byte> bytes) { Advise(bytes, false, MADV_WILLNEED); }
+void ReleaseMapped(std::span<const std::byte> bytes) { Advise(bytes, true, MADV_DONTNEED); }
 
 absl::StatusOr<MappedFile> MappedFile::Open(const std::string& path) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
@@ -34,15 +47,16 @@ absl::StatusOr<MappedFile> MappedFile::Open(const std::string& path) {
     return absl::FailedPreconditionError(fmt::format("{} is not a regular file", path));
   }
   const size_t n_bytes = static_cast<size_t>(info.st_size);
+  const int64_t modified_ns = int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
   if (n_bytes == 0) {
     close(fd);
-    return MappedFile(nullptr, 0);
+    return MappedFile(nullptr, 0, modified_ns);
   }
   void* data = mmap(nullptr, n_bytes, PROT_READ, MAP_PRIVATE, fd, 0);
   const int error = errno;
   close(fd);
   if (data == MAP_FAILED) return OpenError(path, error);
-  return MappedFile(static_cast<const std::byte*>(data), n_bytes);
+  return MappedFile(static_cast<const std::byte*>(data), n_bytes, modified_ns);
 }
 
 MappedFile::~MappedFile() {

@@ -388,4 +388,13 @@ uint64_t Checkpoint::Digest() const {
   return digest;
 }
 
+uint64_t Checkpoint::FileStamp() const {
+  uint64_t stamp = 0;
+  for (const MappedFile& file : files_) {
+    const int64_t fields[] = {static_cast<int64_t>(file.bytes().size()), file.modified_ns()};
+    stamp = XXH3_64bits_withSeed(fields, sizeof(fields), stamp);
+  }
+  return stamp;
+}
+
 }  // namespace longhaul

@@ -46,6 +46,9 @@ class Checkpoint {
   // Hash over names, types, shapes and samples of the data of every tensor: tells checkpoints of
   // one architecture apart without reading them whole. Independent of file names and sharding.
   uint64_t Digest() const;
+  // Hash over the sizes and times of change of the files: what Digest may overlook, but for files
+  // that are copied it changes too.
+  uint64_t FileStamp() const;
 
  private:
   std::vector<MappedFile> files_;

@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <utility>
@@ -93,13 +95,108 @@ int64_t WeightLoader::ExpectedParameters() const {
   return n;
 }
 
+absl::Status WeightLoader::OpenCache(const std::string& dir, const std::string& key) {
+  const std::string layout = backend_.PackedLayoutName();
+  if (layout.empty()) {
+    spdlog::warn("the weight cache is not used: {} keeps no packed weights",
+                 backend_.Description());
+    return absl::OkStatus();
+  }
+  const std::string full_key =
+      fmt::format("{}|{}|{}|{:016x}|{:016x}", layout, format_ ? WeightFormatName(*format_) : "auto",
+                  key, checkpoint_.Digest(), checkpoint_.FileStamp());
+  const std::string path = WeightCachePath(dir, full_key);
+  absl::StatusOr<WeightCacheReader> reader = WeightCacheReader::Open(path, full_key);
+  if (reader.ok()) {
+    spdlog::info("packed weights are mapped from {}", path);
+    cache_reader_ = *std::move(reader);
+    return absl::OkStatus();
+  }
+  if (!absl::IsNotFound(reader.status())) {
+    spdlog::warn("weight cache: {}; it is written again", std::string(reader.status().message()));
+  }
+  LH_ASSIGN_OR_RETURN(WeightCacheWriter writer, WeightCacheWriter::Create(path, full_key));
+  cache_writer_.emplace(std::move(writer));
+  return absl::OkStatus();
+}
+
+void WeightLoader::KeepPacked(const PackedMatrixId& id, const LinearWeight& weight) {
+  if (!cache_writer_) return;
+  const absl::Status status = cache_writer_->Add(id, weight.packed);
+  if (status.ok()) return;
+  spdlog::warn("weight cache: {}; it is not kept", std::string(status.message()));
+  cache_writer_.reset();
+}
+
+void WeightLoader::FinishCache() {
+  if (!cache_writer_) return;
+  const absl::Status status = cache_writer_->Commit();
+  if (!status.ok()) {
+    spdlog::warn("weight cache: {}; it is not kept", std::string(status.message()));
+  }
+  cache_writer_.reset();
+}
+
+std::shared_ptr<const MappedFile> WeightLoader::packed_file() const {
+  return cache_reader_ ? cache_reader_->file() : nullptr;
+}
+
 absl::StatusOr<std::unique_ptr<LinearWeight>> WeightLoader::Linear(
     const std::vector<std::string>& names, std::span<const int64_t> order) {
+  const bool bf16 = backend_.activation_dtype() == DType::kBF16 || Stored(names[0]).dtype == "BF16";
+  return Prepare(names, order, format_.value_or(bf16 ? WeightFormat::kBF16 : WeightFormat::kF32));
+}
+
+absl::StatusOr<std::unique_ptr<LinearWeight>> WeightLoader::ExactLinear(const std::string& name) {
+  const bool bf16 = backend_.activation_dtype() == DType::kBF16;
+  return Prepare({name}, {}, bf16 ? WeightFormat::kBF16 : WeightFormat::kF32);
+}
+
+absl::StatusOr<std::unique_ptr<LinearWeight>> WeightLoader::Prepare(
+    const std::vector<std::string>& names, std::span<const int64_t> order, WeightFormat format) {
+  PackedMatrixId id{.name = fmt::format("{}", fmt::join(names, "+")),
+                    .n_in = Stored(names[0]).shape[1],
+                    .format = format};
+  for (const std::string& name : names) id.n_out += Stored(name).shape[0];
+  if (cache_reader_) {
+    absl::StatusOr<std::unique_ptr<LinearWeight>> weight =
+        backend_.AdoptLinear(id.n_out, id.n_in, format, cache_reader_->Find(id));
+    if (weight.ok()) {
+      n_bytes_ += (*weight)->n_bytes;
+      return weight;
+    }
+    spdlog::warn("weight cache: {}: {}; packed again", id.name,
+                 std::string(weight.status().message()));
+  }
+  for (const std::string& name : names) PrefetchMapped(Stored(name).data);
   LH_ASSIGN_OR_RETURN(const TensorView matrix, Stage(names, order));
-  LH_ASSIGN_OR_RETURN(std::unique_ptr<LinearWeight> weight,
-                      backend_.PrepareLinear(matrix, WeightFormat::kF32));
+  LH_ASSIGN_OR_RETURN(std::unique_ptr<LinearWeight> weight, backend_.PrepareLinear(matrix, format));
   n_bytes_ += weight->n_bytes;
+  KeepPacked(id, *weight);
+  Advance(names);
   return weight;
+}
+
+// Gives the tensors' memory back, and says now and then how far the load is.
+void WeightLoader::Advance(const std::vector<std::string>& names) {
+  for (const std::string& name : names) {
+    const std::span<const std::byte> data = Stored(name).data;
+    ReleaseMapped(data);
+    n_bytes_read_ += static_cast<int64_t>(data.size());
+  }
+  constexpr auto kInterval = std::chrono::seconds(3);
+  const Clock::time_point now = Clock::now();
+  if (now - last_report_ < kInterval) return;
+  last_report_ = now;
+  int64_t n_bytes_total = 0;
+  for (const std::string& name : expected_) {
+    n_bytes_total += static_cast<int64_t>(Stored(name).data.size());
+  }
+  const double seconds = std::chrono::duration<double>(now - start_).count();
+  const double share = static_cast<double>(n_bytes_read_) / static_cast<double>(n_bytes_total);
+  spdlog::info("loading weights: {:.0f} % of {:.1f} GiB, about {:.0f} s left", 100 * share,
+               static_cast<double>(n_bytes_total) / (1 << 30),
+               seconds / share * std::max(0.0, 1 - share));
 }
 
 absl::StatusOr<TensorView> WeightLoader::VectorF32(const std::vector<std::string>& names,

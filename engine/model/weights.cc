@@ -1,7 +1,6 @@
 #include "engine/model/weights.h"
 
 #include <fmt/format.h>
-#include <spdlog/spdlog.h>
 
 #include <string>
 #include <utility>
@@ -10,8 +9,6 @@
 
 namespace longhaul {
 namespace {
-
-constexpr int64_t kLogFromBytes = int64_t{1} << 30;  // smaller checkpoints load in a moment
 
 // Rows of the fused projection: which stored row each of ours is. Empty where the checkpoint has
 // our order: q heads, k heads, v heads; rotated pairs as halves.
@@ -48,12 +45,13 @@ std::vector<int64_t> QkvRowOrder(const ModelConfig& config) {
 // The tensors of one model: which are there, and how they become ModelWeights.
 class ModelReader {
  public:
-  ModelReader(const Checkpoint& checkpoint, const ModelConfig& config, Backend& backend)
+  ModelReader(const Checkpoint& checkpoint, const ModelConfig& config, Backend& backend,
+              const WeightOptions& options)
       : config_(config),
         names_(*config.family->tensor_names),
         experts_(config.family->expert_names),
         qkv_order_(QkvRowOrder(config)),
-        loader_(checkpoint, backend) {}
+        loader_(checkpoint, backend, options.format) {}
 
   absl::Status ExpectAll() {
     const ModelShape& shape = config_.shape;
@@ -73,26 +71,32 @@ class ModelReader {
     return loader_.CheckNothingElse();
   }
 
+  // Everything about a model that the rows of its packed matrices depend on, besides the bytes of
+  // the checkpoint.
+  std::string PackingKey() const {
+    const ModelShape& shape = config_.shape;
+    return fmt::format("{}|{}|{}|{}|{}", config_.family->name, shape.n_heads, shape.n_kv_heads,
+                       shape.head_dim, config_.rope.n_pairs);
+  }
+  WeightLoader& loader() { return loader_; }
+
   absl::StatusOr<ModelWeights> Load() {
     const int32_t n_layers = config_.shape.n_layers;
     ModelWeights weights;
     weights.n_parameters = loader_.ExpectedParameters();
-    const bool large = weights.n_parameters * 2 >= kLogFromBytes;
     LH_ASSIGN_OR_RETURN(weights.embedding, loader_.Matrix(std::string(names_.embedding)));
     for (int32_t layer = 0; layer < n_layers; ++layer) {
       LayerWeights layer_weights;
       LH_RETURN_IF_ERROR(LoadAttention(layer, layer_weights));
       LH_RETURN_IF_ERROR(LoadFeedForward(layer, layer_weights));
       weights.layers.push_back(std::move(layer_weights));
-      if (large && (layer + 1) % 8 == 0) {
-        spdlog::info("loading weights: {} of {} layers, {:.1f} GiB", layer + 1, n_layers,
-                     static_cast<double>(loader_.n_bytes()) / (1 << 30));
-      }
     }
     LH_ASSIGN_OR_RETURN(weights.final_norm, loader_.VectorF32({std::string(names_.final_norm)}));
     const bool tied = config_.tie_word_embeddings;
     LH_ASSIGN_OR_RETURN(weights.lm_head,
                         loader_.Linear({std::string(tied ? names_.embedding : names_.lm_head)}));
+    loader_.FinishCache();
+    weights.packed_file = loader_.packed_file();
     weights.n_bytes = loader_.n_bytes();
     weights.buffers = loader_.TakeBuffers();
     return weights;
@@ -213,7 +217,7 @@ class ModelReader {
   }
 
   absl::Status LoadExperts(int32_t layer, LayerWeights& weights) {
-    LH_ASSIGN_OR_RETURN(weights.router, loader_.Linear({Name(layer, experts_->router)}));
+    LH_ASSIGN_OR_RETURN(weights.router, loader_.ExactLinear(Name(layer, experts_->router)));
     for (int64_t expert = 0; expert < weights.router->n_out; ++expert) {
       ExpertWeights loaded;
       LH_ASSIGN_OR_RETURN(loaded.gate_up, loader_.Linear(ExpertGateUp(layer, expert)));
@@ -233,9 +237,12 @@ class ModelReader {
 }  // namespace
 
 absl::StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const ModelConfig& config,
-                                         Backend& backend) {
-  ModelReader reader(checkpoint, config, backend);
+                                         Backend& backend, const WeightOptions& options) {
+  ModelReader reader(checkpoint, config, backend, options);
   LH_RETURN_IF_ERROR(reader.ExpectAll());
+  if (!options.cache_dir.empty()) {
+    LH_RETURN_IF_ERROR(reader.loader().OpenCache(options.cache_dir, reader.PackingKey()));
+  }
   return reader.Load();
 }
 

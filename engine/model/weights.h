@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "engine/model/model_config.h"
@@ -35,11 +37,20 @@ struct LayerWeights {
 struct ModelWeights {
   TensorView embedding;  // [V, E] in the dtype of the checkpoint
   std::vector<LayerWeights> layers;
-  TensorView final_norm;                  // [E] f32
-  std::unique_ptr<LinearWeight> lm_head;  // [V, E]; of the embedding where they are tied
-  std::vector<Buffer> buffers;            // memory of the views above
-  int64_t n_bytes = 0;                    // all of it, prepared matrices included
-  int64_t n_parameters = 0;               // as stored: tied embeddings count once
+  TensorView final_norm;                          // [E] f32
+  std::unique_ptr<LinearWeight> lm_head;          // [V, E]; of the embedding where they are tied
+  std::vector<Buffer> buffers;                    // memory of the views above
+  std::shared_ptr<const MappedFile> packed_file;  // of matrices that were packed before; or null
+  int64_t n_bytes = 0;                            // all of it, prepared matrices included
+  int64_t n_parameters = 0;                       // as stored: tied embeddings count once
+};
+
+struct WeightOptions {
+  // Of the matrices of linear layers. None: bf16 where the checkpoint has bf16, else f32. Routers
+  // of experts stay as exact as the backend computes, embeddings as the checkpoint has them.
+  std::optional<WeightFormat> format;
+  // Folder where packed matrices are kept for the next start; empty: they are not.
+  std::string cache_dir;
 };
 
 // Checks the name and shape of every tensor before the first is converted. InvalidArgument names
@@ -47,8 +58,9 @@ struct ModelWeights {
 // an error too, since ignoring it would change the output silently.
 //
 // A matrix that is stored as the engine wants it is converted straight from the mapped file; one
-// that is fused or reordered passes through a staging buffer of that one matrix.
+// that is fused or reordered passes through a staging buffer of that one matrix. With a cache
+// folder, matrices that were packed by an earlier start are mapped instead.
 absl::StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const ModelConfig& config,
-                                         Backend& backend);
+                                         Backend& backend, const WeightOptions& options = {});
 
 }  // namespace longhaul

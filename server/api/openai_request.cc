@@ -26,14 +26,13 @@ constexpr int64_t kMaxInt = std::numeric_limits<int64_t>::max();
 
 // Fields that change what the answer means and that this server does not implement.
 constexpr const char* kRefusedEverywhere[] = {
-    "guided_json",        "guided_regex",    "guided_choice",          "guided_grammar",
-    "structured_outputs", "prompt_logprobs", "truncate_prompt_tokens", "allowed_token_ids",
-    "bad_words",          "prompt_embeds",   "use_beam_search",        "logits_processors",
-    "kv_transfer_params"};
+    "guided_json",        "guided_regex",           "guided_choice",     "guided_grammar",
+    "structured_outputs", "truncate_prompt_tokens", "allowed_token_ids", "bad_words",
+    "prompt_embeds",      "use_beam_search",        "logits_processors", "kv_transfer_params"};
 constexpr const char* kRefusedInChat[] = {"functions", "audio", "prediction", "web_search_options",
                                           "echo"};
 
-void ReadLogitBias(JsonFields& fields, SamplingParams* sampling) {
+void ReadLogitBias(JsonFields& fields, Sampling* sampling) {
   const json* bias = fields.Object("logit_bias");
   if (bias == nullptr) return;
   if (bias->size() > kMaxBiases) {
@@ -53,12 +52,16 @@ void ReadLogitBias(JsonFields& fields, SamplingParams* sampling) {
   }
 }
 
-void ReadSampling(JsonFields& fields, SamplingParams* sampling) {
-  fields.Float("temperature", &sampling->temperature);
-  fields.Float("top_p", &sampling->top_p);
-  if (fields.Int32("top_k", &sampling->top_k) && sampling->top_k == -1) sampling->top_k = 0;
-  fields.Float("min_p", &sampling->min_p);
-  fields.Float("repetition_penalty", &sampling->repetition_penalty);
+void ReadOptional(JsonFields& fields, const char* name, std::optional<float>* out) {
+  if (float value = 0; fields.Float(name, &value)) *out = value;
+}
+
+void ReadSampling(JsonFields& fields, Sampling* sampling) {
+  ReadOptional(fields, "temperature", &sampling->temperature);
+  ReadOptional(fields, "top_p", &sampling->top_p);
+  if (int32_t top_k = 0; fields.Int32("top_k", &top_k)) sampling->top_k = top_k == -1 ? 0 : top_k;
+  ReadOptional(fields, "min_p", &sampling->min_p);
+  ReadOptional(fields, "repetition_penalty", &sampling->repetition_penalty);
   fields.Float("presence_penalty", &sampling->presence_penalty);
   fields.Float("frequency_penalty", &sampling->frequency_penalty);
   fields.Int32("min_tokens", &sampling->min_tokens);
@@ -99,6 +102,15 @@ void ReadTimeout(JsonFields& fields, GenerateRequest* request) {
   request->timeout_s = timeout_s;
 }
 
+void ReadPromptLogprobs(JsonFields& fields, GenerateRequest* request) {
+  int32_t n_top = 0;
+  if (!fields.Int32("prompt_logprobs", &n_top)) return;
+  if (n_top < 0) fields.Fail("prompt_logprobs", "must not be negative");
+  // vLLM's answer has no place for them in a stream.
+  if (request->stream) fields.Fail("prompt_logprobs", "needs 'stream': false");
+  request->n_prompt_logprobs = n_top;
+}
+
 // What both endpoints have in common.
 void ReadCommon(JsonFields& fields, GenerateRequest* request) {
   fields.String("model", &request->model);
@@ -118,6 +130,7 @@ void ReadCommon(JsonFields& fields, GenerateRequest* request) {
   fields.String("cache_salt", &request->cache_salt);
   fields.Int32("priority", &request->priority);
   ReadTimeout(fields, request);
+  ReadPromptLogprobs(fields, request);
   if (const json* options = fields.Object("stream_options")) {
     JsonFields inner(*options, "stream_options.");
     inner.Bool("include_usage", &request->include_usage);

@@ -1,6 +1,10 @@
 #include "server/api/openai_response.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cmath>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -40,12 +44,14 @@ Json ChatLogprobs(const std::vector<TokenLogprobs>& logprobs) {
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
-// `offset_bytes`: where the text of the first token starts in the choice's text.
+// `offset_bytes`: where the text of the first token starts in the choice's text. Tokens without
+// text (special ones) have no length.
 Json CompletionLogprobs(const std::vector<TokenLogprobs>& logprobs, int64_t offset_bytes) {
   Json tokens = Json::array(), values = Json::array(), top = Json::array(), offsets = Json::array();
   for (const TokenLogprobs& token : logprobs) {
     tokens.push_back(token.chosen.token);
-    values.push_back(Finite(token.chosen.logprob));
+    values.push_back(std::isnan(token.chosen.logprob) ? Json(nullptr)
+                                                      : Json(Finite(token.chosen.logprob)));
     Json candidates = Json::object();
     for (const LogprobEntry& candidate : token.top) {
       candidates[candidate.token] = Finite(candidate.logprob);
@@ -60,15 +66,53 @@ Json CompletionLogprobs(const std::vector<TokenLogprobs>& logprobs, int64_t offs
           {"text_offset", std::move(offsets)}};
 }
 
-Json LogprobsOf(const TextDelta& delta, bool chat, int64_t offset_bytes) {
+Json LogprobsOf(const TextDelta& delta, bool chat) {
   if (delta.logprobs.empty()) return nullptr;
-  return chat ? ChatLogprobs(delta.logprobs) : CompletionLogprobs(delta.logprobs, offset_bytes);
+  return chat ? ChatLogprobs(delta.logprobs)
+              : CompletionLogprobs(delta.logprobs, delta.logprobs_begin_bytes);
 }
 
 void AddEnd(const TextDelta& delta, Json* choice) {
   (*choice)["finish_reason"] = delta.finish ? Json(FinishReasonName(*delta.finish)) : Json(nullptr);
-  if (delta.finish) {
-    (*choice)["stop_reason"] = delta.stop_reason.empty() ? Json(nullptr) : Json(delta.stop_reason);
+  if (!delta.finish) return;
+  Json& reason = (*choice)["stop_reason"] = nullptr;
+  if (!delta.stop_reason.empty()) reason = delta.stop_reason;
+  if (delta.stop_token) reason = *delta.stop_token;
+}
+
+// The elements of each array in `logprobs` behind those of the same name.
+void AppendArrays(const Json& logprobs, std::vector<std::pair<std::string, std::string>>* arrays) {
+  size_t n = 0;
+  for (const auto& [name, array] : logprobs.items()) {
+    if (!array.is_array()) continue;
+    if (n == arrays->size()) arrays->emplace_back(name, "");
+    std::string& elements = (*arrays)[n++].second;
+    const std::string text = Dump(array);
+    if (!elements.empty()) elements += ',';
+    elements.append(text, 1, text.size() - 2);
+  }
+}
+
+// `object`, JSON as text, with one more member, whose value is JSON as text.
+void AddMember(std::string_view name, std::string_view value, std::string* object) {
+  object->pop_back();
+  if (object->size() > 1) *object += ',';
+  fmt::format_to(std::back_inserter(*object), "\"{}\":{}}}", name, value);
+}
+
+// vLLM's form: null for the first token, else {"id": {"logprob", "rank", "decoded_token"}, ...}.
+void AppendPromptLogprobs(const PromptLogprobs& logprobs, std::string* elements) {
+  for (const std::vector<RankedLogprob>& token : logprobs.tokens) {
+    if (!elements->empty()) *elements += ',';
+    if (token.empty()) *elements += "null";
+    const char* before = "{";
+    for (const RankedLogprob& entry : token) {
+      fmt::format_to(std::back_inserter(*elements),
+                     "{}\"{}\":{{\"logprob\":{},\"rank\":{},\"decoded_token\":{}}}", before,
+                     entry.id, Finite(entry.logprob), entry.rank, Dump(entry.token));
+      before = ",";
+    }
+    if (!token.empty()) *elements += '}';
   }
 }
 
@@ -128,11 +172,12 @@ Json LonghaulObject(const Summary& summary) {
   return object;
 }
 
-StreamWriter::StreamWriter(ResponseHead head)
-    : head_(std::move(head)), started_(head_.n, false), text_bytes_(head_.n, 0) {}
+StreamWriter::StreamWriter(ResponseHead head) : head_(std::move(head)), started_(head_.n, false) {}
 
 std::string StreamWriter::Write(const Chunk& chunk) {
   if (std::holds_alternative<AcceptedEvent>(chunk)) return "";
+  // OpenAI's chunks have no place for them: the parser refuses them together with `stream`.
+  if (std::holds_alternative<PromptLogprobs>(chunk)) return "";
   if (const auto* progress = std::get_if<ProgressEvent>(&chunk)) return WriteProgress(*progress);
   if (const auto* summary = std::get_if<Summary>(&chunk)) return WriteSummary(*summary);
   const auto& delta = std::get<TextDelta>(chunk);
@@ -163,8 +208,7 @@ Json StreamWriter::DeltaChunk(const TextDelta& delta) {
     choice["text"] = delta.text;
   }
   started_[delta.choice] = true;
-  choice["logprobs"] = LogprobsOf(delta, head_.chat, text_bytes_[delta.choice]);
-  text_bytes_[delta.choice] += static_cast<int64_t>(delta.text.size());
+  choice["logprobs"] = LogprobsOf(delta, head_.chat);
   AddEnd(delta, &choice);
   Json chunk = MakeChunk(Json::array());
   chunk["choices"].push_back(std::move(choice));
@@ -211,44 +255,65 @@ std::string StreamWriter::WriteSummary(const Summary& summary) {
   return out + "data: [DONE]\n\n";
 }
 
-BodyWriter::BodyWriter(ResponseHead head) : head_(std::move(head)), choices_(head_.n) {
-  for (int32_t i = 0; i < head_.n; ++i) choices_[i].choice = i;
-}
+BodyWriter::BodyWriter(ResponseHead head) : head_(std::move(head)), choices_(head_.n) {}
 
 void BodyWriter::Add(const Chunk& chunk) {
   if (const auto* summary = std::get_if<Summary>(&chunk)) {
     summary_ = *summary;
+  } else if (const auto* logprobs = std::get_if<PromptLogprobs>(&chunk)) {
+    AppendPromptLogprobs(*logprobs, &prompt_logprobs_);
   } else if (const auto* delta = std::get_if<TextDelta>(&chunk)) {
-    TextDelta& choice = choices_[delta->choice];
+    Choice& choice = choices_[delta->choice];
     choice.text += delta->text;
-    choice.logprobs.insert(choice.logprobs.end(), delta->logprobs.begin(), delta->logprobs.end());
-    if (delta->finish) {
-      choice.finish = delta->finish;
-      choice.stop_reason = delta->stop_reason;
-    }
+    AppendArrays(LogprobsOf(*delta, head_.chat), &choice.logprobs);
+    choice.end.finish = delta->finish;
+    choice.end.stop_reason = delta->stop_reason;
+    choice.end.stop_token = delta->stop_token;
   }
 }
 
-std::string BodyWriter::Body() const {
-  Json choices = Json::array();
-  for (const TextDelta& from : choices_) {
-    Json choice = {{"index", from.choice}};
-    if (head_.chat) {
-      choice["message"] = {{"role", "assistant"}, {"content", from.text}, {"refusal", nullptr}};
-    } else {
-      choice["text"] = from.text;
-    }
-    choice["logprobs"] = LogprobsOf(from, head_.chat, 0);
-    AddEnd(from, &choice);
-    choices.push_back(std::move(choice));
+std::string BodyWriter::ChoiceText(size_t index) const {
+  const Choice& from = choices_[index];
+  Json choice = {{"index", index}};
+  if (head_.chat) {
+    choice["message"] = {{"role", "assistant"}, {"content", from.text}, {"refusal", nullptr}};
+  } else {
+    choice["text"] = from.text;
   }
-  return Dump({{"id", head_.id},
-               {"object", head_.chat ? "chat.completion" : "text_completion"},
-               {"created", head_.created_s},
-               {"model", head_.model},
-               {"choices", std::move(choices)},
-               {"usage", UsageObject(summary_->usage)},
-               {"longhaul", LonghaulObject(*summary_)}});
+  AddEnd(from.end, &choice);
+  if (from.logprobs.empty()) choice["logprobs"] = nullptr;
+  std::string text = Dump(choice);
+  if (!from.logprobs.empty()) {
+    Json others = Json::object();
+    if (head_.chat) others["refusal"] = nullptr;
+    std::string logprobs = Dump(others);
+    for (const auto& [name, elements] : from.logprobs) {
+      AddMember(name, "[" + elements + "]", &logprobs);
+    }
+    AddMember("logprobs", logprobs, &text);
+  }
+  if (!head_.chat && !prompt_logprobs_.empty()) {
+    AddMember("prompt_logprobs", "[" + prompt_logprobs_ + "]", &text);
+  }
+  return text;
+}
+
+std::string BodyWriter::Body() const {
+  std::string choices;
+  for (size_t i = 0; i < choices_.size(); ++i) {
+    choices += (i > 0 ? "," : "") + ChoiceText(i);
+  }
+  std::string body = Dump({{"id", head_.id},
+                           {"object", head_.chat ? "chat.completion" : "text_completion"},
+                           {"created", head_.created_s},
+                           {"model", head_.model},
+                           {"usage", UsageObject(summary_->usage)},
+                           {"longhaul", LonghaulObject(*summary_)}});
+  AddMember("choices", "[" + choices + "]", &body);
+  if (head_.chat && !prompt_logprobs_.empty()) {
+    AddMember("prompt_logprobs", "[" + prompt_logprobs_ + "]", &body);
+  }
+  return body;
 }
 
 namespace {

@@ -8,6 +8,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "server/api/types.h"
@@ -41,13 +42,13 @@ class StreamWriter {
   nlohmann::ordered_json MakeChunk(nlohmann::ordered_json choices) const;
 
   const ResponseHead head_;
-  std::vector<bool> started_;        // [n] the role was sent
-  std::vector<int64_t> text_bytes_;  // [n] so far, for text_offset
+  std::vector<bool> started_;  // [n] the role was sent
   int32_t n_finished_ = 0;
   std::optional<TextDelta> last_;  // the delta that ended the last choice
 };
 
-// The body of a request that does not stream.
+// The body of a request that does not stream. Logprobs become text as they come, so that those of a
+// long prompt neither wait as objects nor are written at once.
 class BodyWriter {
  public:
   explicit BodyWriter(ResponseHead head);
@@ -59,8 +60,17 @@ class BodyWriter {
   std::string Body() const;
 
  private:
+  struct Choice {
+    std::string text;
+    // The elements of each array of its logprobs as JSON, by the array's name.
+    std::vector<std::pair<std::string, std::string>> logprobs;
+    TextDelta end;  // the delta that ended it, without text and tokens
+  };
+  std::string ChoiceText(size_t index) const;
+
   const ResponseHead head_;
-  std::vector<TextDelta> choices_;  // [n] everything of each choice
+  std::vector<Choice> choices_;  // [n]
+  std::string prompt_logprobs_;  // elements of that array
   std::optional<Summary> summary_;
 };
 

@@ -67,6 +67,7 @@ struct Step {
 
 struct Answer {
   std::vector<Step> steps;
+  std::vector<Step> prompt;  // from its second token on; choice: the rank
   int64_t cached_tokens = 0;
 };
 
@@ -112,7 +113,6 @@ class EngineRunnerTest
     Request request;
     request.prompt = std::move(prompt);
     request.max_tokens = max_tokens;
-    request.ignore_eos = true;
     request.sampling.seed = 9;
     request.sampling.n_logprobs = 8;
     request.sparse = Policy(std::get<2>(GetParam()));
@@ -135,12 +135,30 @@ class EngineRunnerTest
           step.logprobs.push_back({top.token, top.logprob});
         }
         answer.steps.push_back(std::move(step));
+      } else if (auto* prompt = std::get_if<PromptLogprobsEvent>(&*event)) {
+        EXPECT_EQ(prompt->begin, static_cast<int64_t>(answer.prompt.size()) + 1);
+        AddPrompt(*prompt, answer);
       } else if (auto* done = std::get_if<DoneEvent>(&*event)) {
         EXPECT_TRUE(done->status.ok()) << done->status;
         answer.cached_tokens = done->cached_tokens;
       }
     }
     return answer;
+  }
+
+  static void AddPrompt(const PromptLogprobsEvent& event, Answer& answer) {
+    ASSERT_EQ(event.ranks.size(), event.tokens.size());
+    ASSERT_EQ(event.top.size(), event.tokens.size() * event.n_top);
+    for (size_t i = 0; i < event.tokens.size(); ++i) {
+      const TokenLogprob& own = event.tokens[i];
+      Step step{.choice = event.ranks[i], .token = own.token, .logprobs = {}};
+      step.logprobs.push_back({own.token, own.logprob});
+      for (int32_t k = 0; k < event.n_top; ++k) {
+        const TokenLogprob& top = event.top[i * event.n_top + k];
+        step.logprobs.push_back({top.token, top.logprob});
+      }
+      answer.prompt.push_back(std::move(step));
+    }
   }
 
   static Answer Run(Engine& engine, Request request) {
@@ -270,6 +288,67 @@ TEST_P(EngineRunnerTest, ChoicesOfOnePromptAreThoseOfSeparateRequests) {
   }
   EXPECT_EQ(first, alone.steps);
   EXPECT_EQ(together.steps.size(), 3u * 20);
+}
+
+TEST_P(EngineRunnerTest, LogprobsOfThePromptAreThoseOfEveryPrefix) {
+  Request request = MakeRequest(prompt_, /*max_tokens=*/0);
+  request.n_prompt_logprobs = 3;
+  const auto engine = Make(Config());
+  const Answer answer = Run(*engine, request);
+  ASSERT_EQ(answer.prompt.size(), prompt_.size() - 1);
+  for (size_t i = 0; i < answer.prompt.size(); ++i) {
+    const Step& step = answer.prompt[i];
+    ASSERT_EQ(step.token, prompt_[i + 1]);
+    for (int32_t k = 1; k <= 3; ++k) {  // likeliest first, and the rank is the place among them
+      EXPECT_GE(step.logprobs[k].second, step.logprobs[std::min(k + 1, 3)].second);
+      EXPECT_EQ(step.choice == k, step.logprobs[k].first == step.token);
+    }
+  }
+  // Published, but not taken by one who needs the logits of what is known.
+  EXPECT_EQ(Run(*engine, request).prompt, answer.prompt);
+  EXPECT_EQ(Run(*engine, request).cached_tokens, 0);
+  EXPECT_GT(Run(*engine, MakeRequest(prompt_)).cached_tokens, 0);
+  // What the next token of a shorter prompt is drawn from. Under a sparse policy the last rows of a
+  // prompt attend densely, so that its epochs are compared where they are dense: in the first.
+  const bool dense = std::get<2>(GetParam()) == SparseMode::kDense;
+  const std::vector<int64_t> lengths =
+      dense ? std::vector<int64_t>{1, 2, kEpoch, 401} : std::vector<int64_t>{1, 2, 30, 32};
+  for (int64_t n : lengths) {
+    Request shorter = MakeRequest({prompt_.begin(), prompt_.begin() + n}, /*max_tokens=*/1);
+    shorter.sampling.n_logprobs = 3;
+    const Step next = Run(*engine, shorter).steps.at(0);
+    for (int32_t k = 1; k <= 3; ++k) {
+      EXPECT_EQ(answer.prompt[n - 1].logprobs[k].first, next.logprobs[k].first) << n;
+      EXPECT_NEAR(answer.prompt[n - 1].logprobs[k].second, next.logprobs[k].second, 1e-4) << n;
+    }
+  }
+  request.prompt.resize(1);
+  EXPECT_TRUE(Run(*engine, request).prompt.empty()) << "the first token has nothing before it";
+}
+
+TEST_P(EngineRunnerTest, NeitherSlicesNorOthersChangeLogprobsOfThePrompt) {
+  Request request = MakeRequest(prompt_);
+  request.n_prompt_logprobs = 20;
+  Answer expected;
+  {
+    const auto engine = Make(Config());
+    expected = Run(*engine, request);
+  }
+  for (PrefillOrder order : {PrefillOrder::kEpoch, PrefillOrder::kLayer}) {
+    EngineConfig config = Config();
+    config.slice_us = 1'000;
+    config.prefill_order = order;
+    const auto engine = Make(config);
+    TokenStream stream = Submit(*engine, request);
+    TokenStream equal = Submit(*engine, request);
+    TokenStream follower = Submit(*engine, MakeRequest(prompt_));
+    TokenStream other = Submit(*engine, MakeRequest(RandomTokens(300, kVocabulary, 30)));
+    EXPECT_EQ(Read(std::move(stream)).prompt, expected.prompt);
+    EXPECT_EQ(Read(std::move(equal)).prompt, expected.prompt);
+    EXPECT_EQ(Read(std::move(follower)).steps, expected.steps);
+    EXPECT_FALSE(Read(std::move(other)).steps.empty());
+    EXPECT_TRUE(engine->CheckIntegrity().ok());
+  }
 }
 
 std::string Name(const ::testing::TestParamInfo<EngineRunnerTest::ParamType>& info) {

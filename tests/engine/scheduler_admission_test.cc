@@ -36,7 +36,6 @@ class AdmissionTest : public testing::SchedulerTest {
     // Every text is another one from its first page on.
     request.prompt[0] = text % 61;
     if (n_tokens > 1) request.prompt[1] = text / 61 % 61;
-    request.ignore_eos = true;
     request.report_progress = true;
     return request;
   }

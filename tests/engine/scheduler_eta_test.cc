@@ -74,7 +74,6 @@ class SchedulerEtaTest : public ::testing::Test {
     request.prompt.assign(n_tokens, 1);
     request.prompt[0] = ++n_added_;  // nothing in common
     request.max_tokens = max_tokens;
-    request.ignore_eos = true;
     request.report_progress = true;
     request.priority = priority;
     request.accepted = Clock::time_point(std::chrono::microseconds(now_us_));

@@ -35,6 +35,12 @@ class RecordingSink : public EventSink {
       if (static_cast<size_t>(token->choice) >= outputs.size()) outputs.resize(token->choice + 1);
       if (token->token >= 0) outputs[token->choice].push_back(token->token);
       n_finished += token->finish.has_value();
+    } else if (auto* logprobs = std::get_if<PromptLogprobsEvent>(&event)) {
+      EXPECT_TRUE(outputs.empty()) << "of the prompt, after the first token";
+      EXPECT_EQ(logprobs->begin, static_cast<int64_t>(prompt.size()) + 1);
+      for (const TokenLogprob& token : logprobs->tokens) {
+        prompt.push_back({token.token, token.logprob});
+      }
     } else if (auto* progress = std::get_if<ProgressEvent>(&event)) {
       EXPECT_LE(last_progress, progress->processed_tokens);
       EXPECT_LE(progress->processed_tokens, progress->total_tokens);
@@ -50,6 +56,7 @@ class RecordingSink : public EventSink {
   bool cancel = false;
   bool accepted = false;
   std::vector<std::vector<int32_t>> outputs;
+  std::vector<std::pair<int32_t, float>> prompt;  // its tokens but the first, with logprobs
   int n_finished = 0;
   int n_progress = 0;
   int64_t last_progress = 0;
@@ -69,7 +76,7 @@ EngineConfig Config(const FakeModel& model) {
 }
 
 // Runs one request alone, without prefix cache, in one slice per epoch.
-std::vector<std::vector<int32_t>> AnswerAlone(const Request& request, FakeModel model) {
+std::shared_ptr<RecordingSink> AnswerAlone(const Request& request, FakeModel model) {
   model.n_pages = 512;
   EngineConfig config = Config(model);
   config.enable_prefix_caching = false;
@@ -85,7 +92,7 @@ std::vector<std::vector<int32_t>> AnswerAlone(const Request& request, FakeModel 
     scheduler.Complete(*result, now_us);
   }
   EXPECT_TRUE(sink->done->status.ok()) << sink->done->status.ToString();
-  return sink->outputs;
+  return sink;
 }
 
 struct Scenario {
@@ -172,7 +179,8 @@ class RandomTraffic : public ::testing::TestWithParam<Scenario> {
     request.n = 1 + static_cast<int32_t>(Draw(6) == 0 ? Draw(4) : 0);
     request.max_tokens = Draw(90);
     request.stop_token_ids = {static_cast<int32_t>(Draw(61))};
-    request.ignore_eos = Draw(2) == 0;
+    if (Draw(2) == 0) request.stop_token_ids.clear();
+    if (n_prompt % 5 == 0) request.n_prompt_logprobs = 0;
     request.sampling.temperature = Draw(2) == 0 ? 0.0f : 1.0f;
     request.sampling.seed = Draw(1000);
     request.sampling.min_tokens = static_cast<int32_t>(Draw(5));
@@ -258,6 +266,7 @@ TEST_P(RandomTraffic, EverybodyFinishesWithTheAnswerItHasAlone) {
   int64_t n_compared = 0;
   int64_t n_cached = 0;
   int64_t n_refused = 0;
+  int64_t n_with_logprobs = 0;
   for (const Submitted& one : all) {
     const RecordingSink& sink = *one.sink;
     ASSERT_TRUE(sink.done.has_value());
@@ -277,12 +286,20 @@ TEST_P(RandomTraffic, EverybodyFinishesWithTheAnswerItHasAlone) {
       EXPECT_GE(sink.n_progress, 2);
     }
     n_cached += sink.done->cached_tokens;
-    EXPECT_EQ(sink.outputs, AnswerAlone(one.request, model))
+    const std::shared_ptr<const RecordingSink> alone = AnswerAlone(one.request, model);
+    EXPECT_EQ(sink.prompt, alone->prompt);
+    if (one.request.n_prompt_logprobs >= 0) {
+      EXPECT_EQ(sink.prompt.size(), one.request.prompt.size() - 1);
+      EXPECT_EQ(sink.done->cached_tokens, 0);
+      ++n_with_logprobs;
+    }
+    EXPECT_EQ(sink.outputs, alone->outputs)
         << "prompt of " << one.request.prompt.size() << " tokens, " << sink.done->cached_tokens
         << " cached, " << SparseModeName(one.request.sparse->mode) << ", n " << one.request.n;
     ++n_compared;
   }
   EXPECT_GT(n_compared, 120);
+  EXPECT_GT(n_with_logprobs, 10);
   EXPECT_EQ(scheduler.counters().n_refused_deadline, n_refused);
   if (scenario.prefix_caching && scenario.n_pages >= 24) {
     EXPECT_GT(n_cached, 500);

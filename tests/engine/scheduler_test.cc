@@ -181,7 +181,7 @@ TEST_F(SchedulerTest, StopTokensLengthsAndPrefillOnly) {
   EXPECT_GT(min_sink->tokens.size(), 15u);
 
   stopped.sampling.min_tokens = 0;
-  stopped.ignore_eos = true;
+  stopped.stop_token_ids.clear();
   const auto ignore_sink = Add(stopped);
   RunUntilIdle();
   EXPECT_EQ(ignore_sink->tokens.size(), 20u);

@@ -267,7 +267,6 @@ TEST_F(TurnsTest, ChoicesShareThePromptsPages) {
     Start();
     Request request = Prompt(n_prompt, 70);
     request.n = 8;
-    request.ignore_eos = true;
     request.sampling.temperature = 1;  // eight different answers
     request.sampling.seed = 3;
     const auto sink = Add(std::move(request));

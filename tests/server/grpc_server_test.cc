@@ -80,8 +80,10 @@ TEST_F(GrpcServerTest, StreamsProgressTextAndSummaryInOrder) {
   session_.script()->Push(progress);
   progress.eta_us = -1;
   session_.script()->Push(progress);
+  session_.script()->Push(api::PromptLogprobs{{{}, {{7, 3, "a", -2.5f}, {9, 1, "\xff", -0.25f}}}});
   api::TextDelta delta;
   delta.choice = 1;
+  delta.stop_token = 6;
   delta.text = "caf\xc3\xa9";
   delta.token_ids = {5, 6};
   delta.logprobs.push_back({{"\xc3", "\xc3", -0.5f}, {{"a", "a", -0.5f}, {"b", "b", -2.0f}}});
@@ -93,12 +95,20 @@ TEST_F(GrpcServerTest, StreamsProgressTextAndSummaryInOrder) {
   std::vector<v1::GenerateResponse> responses;
   const grpc::Status status = Generate(TextRequest("hello"), responses);
   ASSERT_TRUE(status.ok()) << status.error_message();
-  ASSERT_EQ(responses.size(), 4u);
+  ASSERT_EQ(responses.size(), 5u);
   EXPECT_EQ(responses[0].progress().phase(), v1::Progress::PHASE_PREFILL);
   EXPECT_EQ(responses[0].progress().processed_tokens(), 4);
   EXPECT_EQ(responses[0].progress().eta_us(), 1500);
   EXPECT_FALSE(responses[1].progress().has_eta_us());
-  const v1::Delta& sent = responses[2].delta();
+  const v1::PromptLogprobs& prompt = responses[2].prompt_logprobs();
+  ASSERT_EQ(prompt.tokens_size(), 2);
+  EXPECT_EQ(prompt.tokens(0).logprobs_size(), 0) << "nothing is before the first token";
+  EXPECT_EQ(prompt.tokens(1).logprobs(0).token_id(), 7);
+  EXPECT_EQ(prompt.tokens(1).logprobs(0).rank(), 3);
+  EXPECT_EQ(prompt.tokens(1).logprobs(1).token(), "\xef\xbf\xbd");
+  EXPECT_FLOAT_EQ(prompt.tokens(1).logprobs(1).logprob(), -0.25f);
+  const v1::Delta& sent = responses[3].delta();
+  EXPECT_EQ(sent.stop_token_id(), 6);
   EXPECT_EQ(sent.choice(), 1);
   EXPECT_EQ(sent.text(), "caf\xc3\xa9");
   EXPECT_THAT(std::vector<int32_t>(sent.token_ids().begin(), sent.token_ids().end()),
@@ -108,8 +118,8 @@ TEST_F(GrpcServerTest, StreamsProgressTextAndSummaryInOrder) {
   EXPECT_FLOAT_EQ(sent.logprobs(0).top(1).logprob(), -2.0f);
   EXPECT_EQ(sent.finish_reason(), v1::FINISH_REASON_STOP);
   EXPECT_EQ(sent.stop_reason(), "END");
-  EXPECT_EQ(responses[3].summary().usage().prompt_tokens(), 7);
-  EXPECT_EQ(responses[3].summary().sparse().mode(), "dense");
+  EXPECT_EQ(responses[4].summary().usage().prompt_tokens(), 7);
+  EXPECT_EQ(responses[4].summary().sparse().mode(), "dense");
 }
 
 TEST_F(GrpcServerTest, ChunksThatComeLaterAreDelivered) {
@@ -151,6 +161,7 @@ TEST_F(GrpcServerTest, EveryFieldReachesTheSession) {
   request.set_cache_salt("tenant");
   request.set_priority(-1);
   request.set_timeout_s(30);
+  request.set_prompt_logprobs(6);
   session_.script()->PushSummary();
   std::vector<v1::GenerateResponse> responses;
   ASSERT_TRUE(Generate(request, responses).ok());
@@ -161,7 +172,8 @@ TEST_F(GrpcServerTest, EveryFieldReachesTheSession) {
   EXPECT_EQ(std::get<std::vector<int32_t>>(got.prompt), (std::vector<int32_t>{9, 8, 7}));
   EXPECT_EQ(got.sampling.temperature, 0);
   EXPECT_EQ(got.sampling.top_k, 5);
-  EXPECT_EQ(got.sampling.top_p, 1.0f);
+  EXPECT_FALSE(got.sampling.top_p.has_value());
+  EXPECT_EQ(got.n_prompt_logprobs, 6);
   EXPECT_EQ(got.sampling.seed, 42u);
   EXPECT_EQ(got.sampling.n_logprobs, 0);
   EXPECT_EQ(got.sampling.logit_bias,

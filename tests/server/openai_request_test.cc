@@ -17,7 +17,8 @@ TEST(Completion, DefaultsAreOpenAis) {
   const auto request = ParseCompletion(R"({"prompt": "hi"})");
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_EQ(std::get<std::string>(request->prompt), "hi");
-  EXPECT_EQ(request->sampling.temperature, 1.0f);
+  EXPECT_FALSE(request->sampling.temperature.has_value()) << "the model's, else 1";
+  EXPECT_EQ(request->n_prompt_logprobs, -1);
   EXPECT_EQ(request->sampling.n_logprobs, -1);
   EXPECT_FALSE(request->max_tokens.has_value());
   EXPECT_EQ(request->n, 1);
@@ -37,7 +38,7 @@ TEST(Completion, EveryField) {
   EXPECT_EQ(request->model, "m");
   EXPECT_EQ(std::get<std::vector<int32_t>>(request->prompt), (std::vector<int32_t>{1, 2, 3}));
   EXPECT_EQ(request->max_tokens, 7);
-  const SamplingParams& s = request->sampling;
+  const Sampling& s = request->sampling;
   EXPECT_EQ(s.temperature, 0.0f);
   EXPECT_EQ(s.top_p, 0.5f);
   EXPECT_EQ(s.top_k, 0);
@@ -73,6 +74,13 @@ TEST(Completion, PromptForms) {
   const auto ids = ParseCompletion(R"({"prompt": [1, 2.0]})");
   ASSERT_TRUE(ids.ok()) << ids.status();
   EXPECT_EQ(std::get<std::vector<int32_t>>(ids->prompt), (std::vector<int32_t>{1, 2}));
+}
+
+TEST(PromptLogprobs, OfBothEndpoints) {
+  EXPECT_EQ(ParseCompletion(R"({"prompt": "x", "prompt_logprobs": 3})")->n_prompt_logprobs, 3);
+  const auto chat = ParseChatCompletion(
+      R"({"messages": [{"role": "user", "content": "x"}], "prompt_logprobs": 0})");
+  EXPECT_EQ(chat->n_prompt_logprobs, 0);
 }
 
 TEST(Completion, TimeoutHasTwoNames) {
@@ -144,7 +152,9 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{R"({"prompt": "x", "best_of": 4})", "best_of", "equal 'n'"},
         BadCase{R"({"prompt": "x", "suffix": "y"})", "suffix", "not supported"},
         BadCase{R"({"prompt": "x", "guided_regex": "a+"})", "guided_regex", "not supported"},
-        BadCase{R"({"prompt": "x", "prompt_logprobs": 1})", "prompt_logprobs", "not supported"},
+        BadCase{R"({"prompt": "x", "prompt_logprobs": -1})", "prompt_logprobs", "negative"},
+        BadCase{R"({"prompt": "x", "prompt_logprobs": 1, "stream": true})", "prompt_logprobs",
+                "'stream'"},
         BadCase{R"({"prompt": "x", "response_format": {"type": "json_object"}})",
                 "response_format.type", "json_object"},
         BadCase{R"({"prompt": "x", "stream_options": {"include_usage": true}})", "stream_options",

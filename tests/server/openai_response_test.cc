@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include <nlohmann/json.hpp>
 
 namespace longhaul::api {
@@ -152,21 +154,55 @@ TEST(Body, ChatWithLogprobs) {
 
 TEST(Body, CompletionLogprobsAndStopReason) {
   BodyWriter writer(Head(false, 2));
-  TextDelta delta = Delta(1, "ab", FinishReason::kStop);
+  TextDelta delta = Delta(1, " b", FinishReason::kStop);
   delta.stop_reason = "END";
-  delta.logprobs = {{{"a", "a", -1.0f}, {}}, {{"b", "b", -2.0f}, {{"b", "b", -2.0f}}}};
+  delta.logprobs = {{{"b", "b", -2.0f}, {{"b", "b", -2.0f}}}};
+  delta.logprobs_begin_bytes = 4;
+  TextDelta echoed = Delta(1, "PRO");  // a token without bytes first, as special ones are
+  echoed.logprobs = {{{"<s>", "", NAN}, {}}, {{"PRO", "PRO", -1.0f}, {}}};
+  writer.Add(echoed);
   writer.Add(delta);
   writer.Add(Delta(0, "", FinishReason::kLength));
   writer.Add(Done());
   const json body = json::parse(writer.Body());
   EXPECT_EQ(body["choices"][0]["finish_reason"], "length");
   const json& choice = body["choices"][1];
-  EXPECT_EQ(choice["text"], "ab");
+  EXPECT_EQ(choice["text"], "PRO b");
   EXPECT_EQ(choice["stop_reason"], "END");
-  EXPECT_EQ(choice["logprobs"]["tokens"], (json{"a", "b"}));
-  EXPECT_EQ(choice["logprobs"]["text_offset"], (json{0, 1}));
+  EXPECT_EQ(choice["logprobs"]["tokens"], (json{"<s>", "PRO", "b"}));
+  EXPECT_EQ(choice["logprobs"]["token_logprobs"], (json{nullptr, -1.0, -2.0}));
+  EXPECT_EQ(choice["logprobs"]["text_offset"], (json{0, 0, 4}));
   EXPECT_TRUE(choice["logprobs"]["top_logprobs"][0].is_null());
-  EXPECT_EQ(choice["logprobs"]["top_logprobs"][1]["b"], -2.0);
+  EXPECT_EQ(choice["logprobs"]["top_logprobs"][2]["b"], -2.0);
+  EXPECT_TRUE(body["choices"][0]["logprobs"].is_null());
+}
+
+TEST(Body, PromptLogprobsHaveVllmsShape) {
+  for (const bool chat : {false, true}) {
+    BodyWriter writer(Head(chat, 2));
+    writer.Add(PromptLogprobs{{{}}});
+    writer.Add(PromptLogprobs{
+        {{{7, 3, " \"a\"", -2.5f}, {9, 1, "\xff", -0.25f}}, {{8, 1, "b", -INFINITY}}}});
+    TextDelta stopped = Delta(1, "y", FinishReason::kStop);
+    stopped.stop_token = 12;
+    writer.Add(stopped);
+    writer.Add(Delta(0, "x", FinishReason::kLength));
+    writer.Add(Done());
+    const json body = json::parse(writer.Body());
+    const json expected = json::parse(R"([null,
+      {"7": {"logprob": -2.5, "rank": 3, "decoded_token": " \"a\""},
+       "9": {"logprob": -0.25, "rank": 1, "decoded_token": "\ufffd"}},
+      {"8": {"logprob": -9999.0, "rank": 1, "decoded_token": "b"}}])");
+    if (chat) {
+      EXPECT_EQ(body["prompt_logprobs"], expected);
+      EXPECT_FALSE(body["choices"][0].contains("prompt_logprobs"));
+    } else {
+      EXPECT_EQ(body["choices"][0]["prompt_logprobs"], expected);
+      EXPECT_EQ(body["choices"][1]["prompt_logprobs"], expected);
+    }
+    EXPECT_EQ(body["choices"][0]["finish_reason"], "length");
+    EXPECT_EQ(body["choices"][1]["stop_reason"], 12);
+  }
 }
 
 TEST(Models, Shapes) {

@@ -57,6 +57,18 @@ TEST(ServerConfig, EveryTypeFromText) {
   EXPECT_EQ(config->max_body_bytes, 64 << 10);
 }
 
+TEST(ServerConfig, WeightFormats) {
+  const auto format = [](const std::string& dtype, const std::string& quantization) {
+    const auto config = LoadServerConfig(
+        "", {{"model", {"m"}}, {"dtype", {dtype}}, {"quantization", {quantization}}}, {});
+    return config->ToEngineConfig()->weight_format;
+  };
+  EXPECT_EQ(format("auto", "none"), std::nullopt);
+  EXPECT_EQ(format("float32", "none"), WeightFormat::kF32);
+  EXPECT_EQ(format("bfloat16", "none"), WeightFormat::kBF16);
+  EXPECT_EQ(format("bfloat16", "int8"), WeightFormat::kInt8);
+}
+
 TEST(ServerConfig, YamlListsAndComments) {
   const ConfigFile file("# keys\napi-key: [a, b]\nenable-prefix-caching: no\n");
   const auto config = LoadServerConfig(file.path(), {}, {});
@@ -116,6 +128,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadValue{"max-model-len", "99999999999999999999", "integer"},
         BadValue{"tensor-parallel-size", "2", "from 1 to 1"},
         BadValue{"kv-cache-memory", "8X", "bytes"}, BadValue{"kv-cache-memory", "-8G", "bytes"},
+        BadValue{"dtype", "float8", "bfloat16"}, BadValue{"quantization", "q4", "int8"},
         BadValue{"kv-cache-dtype", "fp8", "bfloat16"}, BadValue{"sparse-alpha", "nan", "number"},
         BadValue{"sparse-alpha", "1.5", "from 0 to 1"},
         BadValue{"retry-keep-share", "1.1", "from 0 to 1"},

@@ -4,8 +4,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
 #include "engine/retry_after.h"
 #include "server/api/status_map.h"
+#include "server/generation_config.h"
 #include "tests/testing/fake_engine.h"
 
 namespace longhaul {
@@ -41,8 +46,10 @@ class SessionTest : public testing::Test {
     std::vector<std::string> text;
     std::vector<api::TextDelta> last;  // with every choice's finish
     std::vector<std::vector<api::TokenLogprobs>> logprobs;
+    std::vector<int64_t> begin_bytes;  // of the last delta with logprobs
     std::vector<size_t> n_ids;
     int n_progress = 0;
+    size_t n_prompt_tokens = 0;  // in chunks of prompt logprobs
     bool accepted = false;
     api::Summary summary;
   };
@@ -53,6 +60,7 @@ class SessionTest : public testing::Test {
     result.text.resize(request.n);
     result.last.resize(request.n);
     result.logprobs.resize(request.n);
+    result.begin_bytes.resize(request.n);
     result.n_ids.resize(request.n);
     while (true) {
       const auto chunk = (*generation)->Next(kPatience);
@@ -70,8 +78,13 @@ class SessionTest : public testing::Test {
         result.text[delta->choice] += delta->text;
         result.n_ids[delta->choice] += delta->token_ids.size();
         auto& all = result.logprobs[delta->choice];
+        if (!delta->logprobs.empty()) {
+          result.begin_bytes[delta->choice] = delta->logprobs_begin_bytes;
+        }
         all.insert(all.end(), delta->logprobs.begin(), delta->logprobs.end());
         result.last[delta->choice] = *delta;
+      } else if (const auto* prompt = std::get_if<api::PromptLogprobs>(&*chunk)) {
+        result.n_prompt_tokens += prompt->tokens.size();
       } else if (std::holds_alternative<ProgressEvent>(*chunk)) {
         ++result.n_progress;
       } else {
@@ -195,8 +208,193 @@ TEST_F(SessionTest, EchoPutsThePromptFirst) {
   const Result result = Run(request);
   EXPECT_EQ(result.text[0], "in:out");
   EXPECT_EQ(result.text[1], "in:out");
-  request.sampling.n_logprobs = 0;
-  EXPECT_EQ(api::ParamOf(Refusal(request)), "echo");
+}
+
+// What the engine says of a prompt: in two events, each token's id / 100 below zero, the others
+// more and more likely.
+void EmitPromptLogprobs(const Request& request, StreamState& state) {
+  const auto n = static_cast<int64_t>(request.prompt.size());
+  for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{1, 2}, {2, n}}) {
+    PromptLogprobsEvent event;
+    event.begin = begin;
+    event.n_top = request.n_prompt_logprobs;
+    for (int64_t i = begin; i < end; ++i) {
+      event.tokens.push_back({request.prompt[i], -0.01f * static_cast<float>(request.prompt[i])});
+      event.ranks.push_back(2);
+      for (int32_t k = 0; k < event.n_top; ++k) {
+        event.top.push_back({k == 1 ? request.prompt[i] : 240 + k, -0.1f * static_cast<float>(k)});
+      }
+    }
+    state.Emit(event);
+  }
+}
+
+TEST_F(SessionTest, EchoWithLogprobsOfThePrompt) {
+  Make([](const Request& request, StreamState& state) {
+    EmitPromptLogprobs(request, state);
+    for (int32_t i = 0; i < request.n; ++i) EmitText(state, "out", i);
+    EmitDone(state, request);
+  });
+  api::GenerateRequest request = Completion("in:");
+  request.echo = true;
+  request.n = 2;
+  request.sampling.n_logprobs = 2;
+  request.n_prompt_logprobs = 3;
+  const Result result = Run(request);
+  EXPECT_EQ(engine_->last_request().n_prompt_logprobs, 3) << "the larger of the two";
+  for (int32_t choice = 0; choice < 2; ++choice) {
+    EXPECT_EQ(result.text[choice], "in:out");
+    EXPECT_EQ(result.n_ids[choice], 7u);
+    const std::vector<api::TokenLogprobs>& logprobs = result.logprobs[choice];
+    ASSERT_EQ(logprobs.size(), 7u);
+    EXPECT_EQ(logprobs[0].chosen.token, "<bos>");
+    EXPECT_TRUE(std::isnan(logprobs[0].chosen.logprob));
+    EXPECT_EQ(logprobs[3].chosen.token, ":");
+    EXPECT_FLOAT_EQ(logprobs[3].chosen.logprob, -0.01f * ':');
+    ASSERT_EQ(logprobs[3].top.size(), 2u);
+    EXPECT_EQ(logprobs[3].top[1].token, ":");
+    EXPECT_EQ(logprobs[4].chosen.token, "o");
+    EXPECT_EQ(result.begin_bytes[choice], 5) << "of the last token with a text";
+  }
+  EXPECT_EQ(result.n_prompt_tokens, 4u);
+}
+
+TEST_F(SessionTest, PromptLogprobsAreRanked) {
+  Make([](const Request& request, StreamState& state) {
+    EmitPromptLogprobs(request, state);
+    EmitText(state, "out");
+    EmitDone(state, request);
+  });
+  api::GenerateRequest request = Chat("a");
+  request.n_prompt_logprobs = 3;
+  const auto generation = session_->Start(request, {}).value();
+  std::vector<std::vector<api::RankedLogprob>> tokens;
+  while (const auto chunk = generation->Next(kPatience)) {
+    if (const auto* logprobs = std::get_if<api::PromptLogprobs>(&*chunk)) {
+      tokens.insert(tokens.end(), logprobs->tokens.begin(), logprobs->tokens.end());
+    } else if (std::holds_alternative<api::Summary>(*chunk)) {
+      break;
+    }
+  }
+  const std::vector<int32_t> prompt = engine_->last_request().prompt;
+  ASSERT_EQ(tokens.size(), prompt.size());
+  EXPECT_TRUE(tokens[0].empty());
+  for (size_t i = 1; i < tokens.size(); ++i) {
+    ASSERT_EQ(tokens[i].size(), 3u) << "its own and two others";
+    EXPECT_EQ(tokens[i][0].id, prompt[i]);
+    EXPECT_EQ(tokens[i][0].rank, 2);
+    EXPECT_EQ(tokens[i][1].id, 240);
+    EXPECT_EQ(tokens[i][1].rank, 1);
+    EXPECT_EQ(tokens[i][2].rank, 3);
+  }
+}
+
+TEST_F(SessionTest, LogprobsOfThePromptAreBounded) {
+  Make(Says("ok"), ChatForm::kNone, 1 << 20);
+  api::GenerateRequest request = Completion(std::string(100'000, 'a'));
+  request.n_prompt_logprobs = 20;
+  EXPECT_EQ(api::ParamOf(Refusal(request)), "prompt_logprobs");
+  request.n_prompt_logprobs = 19;
+  EXPECT_TRUE(Run(request).summary.status.ok());
+  request.n = 2;
+  EXPECT_EQ(api::ParamOf(Refusal(request)), "prompt_logprobs") << "each choice repeats them";
+  request.n_prompt_logprobs = -1;
+  request.sampling.n_logprobs = 20;
+  EXPECT_TRUE(Run(request).summary.status.ok());
+  request.echo = true;
+  const absl::Status refusal = Refusal(request);
+  EXPECT_EQ(api::ParamOf(refusal), "logprobs");
+  EXPECT_THAT(std::string(refusal.message()), HasSubstr("100001 prompt tokens"));
+}
+
+TEST_F(SessionTest, IgnoreEosKeepsTheStopTokensOfTheRequest) {
+  Make([](const Request& request, StreamState& state) {
+    EmitByte(state, 'a');
+    EmitByte(state, 'b', 0, FinishReason::kStop);
+    EmitDone(state, request);
+  });
+  api::GenerateRequest request = Completion("x");
+  request.stop_token_ids = {'b'};
+  request.ignore_eos = true;
+  const Result result = Run(request);
+  EXPECT_EQ(engine_->last_request().stop_token_ids, (std::vector<int32_t>{'b'}));
+  EXPECT_EQ(result.text[0], "a");
+  EXPECT_EQ(result.last[0].stop_token, 'b');
+  request.ignore_eos = false;
+  Run(request);
+  EXPECT_EQ(engine_->last_request().stop_token_ids,
+            (std::vector<int32_t>{'b', ByteTokenizer::kEos}));
+}
+
+TEST_F(SessionTest, MinTokensHoldsStopStringsBack) {
+  Make(Says("a.b.c.d"));
+  api::GenerateRequest request = Completion("x");
+  request.stop = {"."};
+  EXPECT_EQ(Run(request).text[0], "a");
+  request.sampling.min_tokens = 4;
+  EXPECT_EQ(Run(request).text[0], "a.b.c");
+}
+
+TEST_F(SessionTest, TheModelsDefaultsAreForRequestsThatSayNothing) {
+  auto engine = std::make_unique<FakeEngine>(Says("ok"));
+  engine_ = engine.get();
+  SessionConfig config = TestSessionConfig();
+  config.defaults.sampling.temperature = 0.6f;
+  config.defaults.sampling.top_k = 20;
+  config.defaults.max_tokens = 7;
+  session_ =
+      Session::CreateWith(config, std::make_unique<ByteTokenizer>(), FakeChat(), std::move(engine));
+  api::GenerateRequest request = Completion("x");
+  request.sampling.temperature = 0.0f;
+  Run(request);
+  EXPECT_EQ(engine_->last_request().sampling.temperature, 0.0f);
+  EXPECT_EQ(engine_->last_request().sampling.top_k, 20);
+  EXPECT_EQ(engine_->last_request().sampling.top_p, 1.0f);
+  EXPECT_EQ(engine_->last_request().max_tokens, 16) << "OpenAI's, of completions";
+  Run(Chat("x"));
+  EXPECT_EQ(engine_->last_request().sampling.temperature, 0.6f);
+  EXPECT_EQ(engine_->last_request().max_tokens, 7);
+}
+
+absl::StatusOr<api::GenerationDefaults> DefaultsOf(const std::string& file) {
+  const std::string dir = testing::TempDir() + "/generation_config";
+  std::filesystem::create_directories(dir);
+  std::ofstream(dir + "/generation_config.json") << file;
+  return ReadGenerationDefaults(dir);
+}
+
+TEST(GenerationDefaults, OfAModelFolder) {
+  EXPECT_FALSE(ReadGenerationDefaults("/nonexistent")->sampling.temperature.has_value());
+  const auto defaults = DefaultsOf(
+      R"({"bos_token_id": 1, "eos_token_id": [2, 3], "do_sample": true, "temperature": 0.7,
+          "top_p": 0.8, "top_k": 20, "min_p": null, "repetition_penalty": 1,
+          "max_new_tokens": 2048, "transformers_version": "4.37.0"})");
+  ASSERT_TRUE(defaults.ok()) << defaults.status();
+  EXPECT_EQ(defaults->sampling.temperature, 0.7f);
+  EXPECT_EQ(defaults->sampling.top_p, 0.8f);
+  EXPECT_EQ(defaults->sampling.top_k, 20);
+  EXPECT_EQ(defaults->sampling.min_p, std::nullopt);
+  EXPECT_EQ(defaults->sampling.repetition_penalty, 1.0f);
+  EXPECT_EQ(defaults->max_tokens, 2048);
+}
+
+TEST(GenerationDefaults, BadFilesAreNamed) {
+  const auto expect = [](const char* file, const char* text) {
+    const absl::Status status = DefaultsOf(file).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << file;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(text));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("generation_config.json"));
+  };
+  expect("{", "not valid JSON");
+  expect("[]", "expected an object");
+  expect(R"({"temperature": "warm"})", "temperature: is \"warm\"");
+  expect(R"({"temperature": -1})", "from 0 to 2");
+  expect(R"({"top_p": 0})", "top_p");
+  expect(R"({"top_k": 2.5})", "an integer");
+  expect(R"({"top_k": 99999999999})", "top_k: is 99999999999");
+  expect(R"({"min_p": 1.5})", "from 0 to 1");
+  expect(R"({"repetition_penalty": true})", "--generation-config none");
+  expect(R"({"max_new_tokens": 0})", "max_new_tokens");
 }
 
 TEST_F(SessionTest, EchoIsBounded) {
@@ -439,6 +637,7 @@ TEST_F(SessionTest, RangesNameTheField) {
   expect("presence_penalty", [](R& r) { r.sampling.presence_penalty = 3; });
   expect("frequency_penalty", [](R& r) { r.sampling.frequency_penalty = -3; });
   expect("logprobs", [](R& r) { r.sampling.n_logprobs = 21; });
+  expect("prompt_logprobs", [](R& r) { r.n_prompt_logprobs = 21; });
   expect("logit_bias", [](R& r) { r.sampling.logit_bias = {{0, 101.0f}}; });
   expect("logit_bias", [](R& r) { r.sampling.logit_bias = {{9999, 1.0f}}; });
   expect("logit_bias", [](R& r) { r.sampling.logit_bias.assign(1025, {0, 1.0f}); });

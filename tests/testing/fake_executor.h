@@ -266,11 +266,30 @@ class FakeExecutor : public Executor {
         (model_.cell_us + model_.token_us * static_cast<double>(n_rows) + model_.pair_us * pairs));
     result.report.causal_pairs = static_cast<int64_t>(pairs * n_layers);
     result.report.kept_pairs = result.report.causal_pairs / (dense ? 1 : 4);
+    AddLogprobs(slice, slot, result.prompt_logprobs);
     if (slice.layer_end == model_.shape.n_layers && slice.end == slice.prompt_tokens) {
       result.logits = Logits(slot.hidden.back());
       slot = Slot();
     }
     return result;
+  }
+
+  void AddLogprobs(const PrefillSlice& slice, const Slot& slot, PromptLogprobsEvent& out) {
+    const std::span<const int32_t> tokens = slice.logprob_tokens;
+    if (tokens.empty()) return;
+    Expect(slice.layer_end == model_.shape.n_layers, slice.seq_id,
+           "logprobs before the last layer");
+    Expect(std::equal(slice.tokens.begin() + 1, slice.tokens.end(), tokens.begin()), slice.seq_id,
+           "logprobs of other tokens than the prompt's");
+    const bool at_end = slice.end == slice.prompt_tokens;
+    Expect(tokens.size() == slice.tokens.size() - (at_end ? 1 : 0), slice.seq_id,
+           "logprobs of too few or too many tokens");
+    out.begin = slice.begin + 1;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      const uint64_t hash = Mix(slot.hidden[i], static_cast<uint64_t>(tokens[i]));
+      out.tokens.push_back({tokens[i], -static_cast<float>(hash % 1000)});
+      out.ranks.push_back(1);
+    }
   }
 
   const FakeModel model_;
