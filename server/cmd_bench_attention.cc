@@ -54,8 +54,9 @@ class TimedBackend : public Backend {
   void Download(const void* from, void* to, int64_t n_bytes) override {
     backend_->Download(from, to, n_bytes);
   }
-  absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight) override {
-    return backend_->PrepareLinear(weight);
+  absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight,
+                                                              WeightFormat format) override {
+    return backend_->PrepareLinear(weight, format);
   }
   void Embed(const EmbedArgs& args) override { backend_->Embed(args); }
   void RmsNorm(const RmsNormArgs& args) override { backend_->RmsNorm(args); }
@@ -137,7 +138,8 @@ absl::StatusOr<double> GemmGflops(Backend& backend) {
   const auto matrix = [&](int64_t i) {
     return TensorView(data + i * kSize * kSize, DType::kF32, {kSize, kSize});
   };
-  LH_ASSIGN_OR_RETURN(std::unique_ptr<LinearWeight> weight, backend.PrepareLinear(matrix(0)));
+  LH_ASSIGN_OR_RETURN(std::unique_ptr<LinearWeight> weight,
+                      backend.PrepareLinear(matrix(0), WeightFormat::kF32));
   double best_seconds = 1e9;
   for (int run = 0; run < 8; ++run) {
     const Clock::time_point start = Clock::now();

@@ -80,9 +80,8 @@ absl::Status Assign(const FlagSpec& flag, const std::vector<std::string>& texts,
                     const std::string& source, ServerConfig* config) {
   if (const auto* list = std::get_if<std::vector<std::string> ServerConfig::*>(&flag.target)) {
     for (const std::string& text : texts) {
-      const bool usable = !text.empty() && std::all_of(text.begin(), text.end(), [](char c) {
-        return c > ' ' && c <= '~';
-      });
+      const bool usable = !text.empty() && std::all_of(text.begin(), text.end(),
+                                                       [](char c) { return c > ' ' && c <= '~'; });
       // An empty key would lock everybody out, and say nothing.
       if (!usable) {
         return absl::InvalidArgumentError(fmt::format(
@@ -312,11 +311,11 @@ absl::StatusOr<EngineConfig> ServerConfig::ToEngineConfig() const {
   EngineConfig engine;
   engine.max_model_len = max_model_len;
   engine.kv_cache_bytes = kv_cache_memory_bytes;
+  engine.kv_dtype = kv_cache_dtype == "bfloat16" ? DType::kBF16 : DType::kF32;
   if (dtype == "float32") engine.weight_format = WeightFormat::kF32;
   if (dtype == "bfloat16") engine.weight_format = WeightFormat::kBF16;
   if (quantization == "int8") engine.weight_format = WeightFormat::kInt8;
   engine.weight_cache_dir = weight_cache;
-  engine.kv_dtype = kv_cache_dtype == "bfloat16" ? DType::kBF16 : DType::kF32;
   engine.epoch_tokens = epoch_tokens;
   engine.slice_us = static_cast<int64_t>(slice_ms * 1000);
   if (prefill_order == "epoch") engine.prefill_order = PrefillOrder::kEpoch;
