@@ -1,0 +1,121 @@
+// A random attention problem twice: as f32 queries and bf16 pages for kernels/ref, and the same
+// numbers in device memory.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "fmt/format.h"
+#include "kernels/args.h"
+#include "tests/simt/kernel_test.h"
+#include "tests/testing/compare.h"
+#include "tests/testing/paged_kv.h"
+
+namespace longhaul::testing {
+
+struct ProblemShape {
+  int64_t n_tokens = 1;  // T
+  int64_t q_begin = 0;
+  int32_t n_heads = 1;
+  int32_t n_kv_heads = 1;
+  int32_t head_dim = 64;
+  float q_gain = 1.0f;  // larger: sharper softmax
+
+  int64_t n_keys() const { return q_begin + n_tokens; }
+  std::string Name() const {
+    return fmt::format("T{} at {} H{}/{} D{}", n_tokens, q_begin, n_heads, n_kv_heads, head_dim);
+  }
+};
+
+// A tensor in device memory, f32 unless T says otherwise. Everything starts as NaN.
+template <class T = float>
+class DeviceTensor {
+ public:
+  explicit DeviceTensor(std::initializer_list<int64_t> shape) {
+    const DType dtype = std::is_same_v<T, BF16> ? DType::kBF16 : DType::kF32;
+    const int64_t n = TensorView(nullptr, dtype, shape).NumElements();
+    array_ = simt::DeviceArray<T>(n, 0xff);
+    view_ = TensorView(array_.data(), dtype, shape);
+  }
+  TensorView view() const { return view_; }
+
+  // Waits for the device.
+  std::vector<float> Floats() const {
+    std::vector<float> floats;
+    for (const T x : array_.Download()) {
+      if constexpr (std::is_same_v<T, BF16>) {
+        floats.push_back(ToF32(x));
+      } else {
+        floats.push_back(x);
+      }
+    }
+    return floats;
+  }
+
+ private:
+  simt::DeviceArray<T> array_;
+  TensorView view_;
+};
+
+class DeviceProblem {
+ public:
+  DeviceProblem(const ProblemShape& shape, uint64_t seed)
+      : shape_(shape),
+        kv_(shape.n_kv_heads, shape.head_dim, shape.n_keys(), DType::kBF16, seed),
+        row_((shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim) {
+    kv_.Fill(seed + 1);
+    Random random(seed + 2);
+    q_ = random.Normals(shape.n_tokens * row_, shape.q_gain);
+    Upload();
+  }
+
+  const ProblemShape& shape() const { return shape_; }
+  float scale() const { return 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)); }
+  PagedKv& pages() { return kv_; }
+
+  // After changes of the pages.
+  void Upload() {
+    std::vector<BF16> q;
+    for (float& x : q_) {
+      q.push_back(ToBF16(x));
+      x = ToF32(q.back());
+    }
+    device_q_ = simt::DeviceArray<BF16>(q);
+    device_pool_ = simt::DeviceArray<uint32_t>(kv_.pool());
+    const int64_t n_pages = CeilDiv(shape_.n_keys(), kPageTokens);
+    const KvView view = kv_.View();
+    device_pages_ =
+        simt::DeviceArray<int32_t>(std::vector<int32_t>(view.pages, view.pages + n_pages));
+  }
+
+  // [T, H, D]; rows are strided, as columns of a fused projection are.
+  TensorView q() { return Heads(q_.data(), DType::kF32); }
+  TensorView device_q() const { return Heads(device_q_.data(), DType::kBF16); }
+  KvView kv() const { return kv_.View(); }
+  KvView device_kv() const {
+    KvView view = kv_.View();
+    view.pool = reinterpret_cast<std::byte*>(device_pool_.data());
+    view.pages = device_pages_.data();
+    return view;
+  }
+
+ private:
+  TensorView Heads(void* data, DType dtype) const {
+    return TensorView(data, dtype, {shape_.n_tokens, row_})
+        .Columns(0, int64_t{shape_.n_heads} * shape_.head_dim)
+        .SplitColumns(shape_.n_heads, shape_.head_dim);
+  }
+
+  ProblemShape shape_;
+  PagedKv kv_;
+  int64_t row_;
+  std::vector<float> q_;
+  simt::DeviceArray<BF16> device_q_;
+  simt::DeviceArray<uint32_t> device_pool_;
+  simt::DeviceArray<int32_t> device_pages_;
+};
+
+}  // namespace longhaul::testing
