@@ -28,7 +28,7 @@ struct DecodeParams {
   Global<const BF16> q;
   Global<BF16> out;
   Global<const KvView> kvs;   // [B]
-  PagedKv kv;                 // of the layer; each row has its own pages
+  PagedKv kv;                 // strides and layer; pool and pages are each row's own
   Global<int32_t> row_begin;  // [B + 1] pages of the rows before
   Partials partials;          // [n_blocks, 2, kPackHeads]: a block's first segment, its last
   int64_t q_stride = 0;
@@ -139,6 +139,7 @@ class PageRing {
   LH_DEVICE PageRing(const DecodeParams& p, const Segment& segment, Shared<BF16> ring)
       : p_(p), segment_(segment), ring_(ring), kv_(p.kv) {
     const KvView row = p.kvs[segment.row];
+    kv_.pool = reinterpret_cast<const BF16*>(row.pool);
     kv_.pages = Global<const int32_t>(row.pages) + segment.page_begin;
     next_page_ = kv_.pages[0];
   }
