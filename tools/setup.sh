@@ -10,7 +10,7 @@ packages=(
   libabsl-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libcli11-dev libyaml-cpp-dev libxxhash-dev
   libhwy-dev libdnnl-dev
   libsentencepiece-dev libpcre2-dev libicu-dev
-  libboost-dev libssl-dev prometheus-cpp-dev
+  libboost-dev libboost-context-dev libssl-dev prometheus-cpp-dev
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
   libgtest-dev libgmock-dev
 )

@@ -41,11 +41,13 @@ template <class... Params>
                           dim3(static_cast<unsigned>(config.block)), pointers,
                           static_cast<size_t>(config.smem_bytes), config.stream);
 #else
-  return simt::LaunchEmulated({.name = config.name,
-                               .grid = {config.grid.x, config.grid.y, config.grid.z},
-                               .n_threads = config.block,
-                               .smem_bytes = config.smem_bytes},
-                              config.stream, [=] { kernel(params...); });
+  return simt::LaunchEmulated(
+      {.name = config.name,
+       .grid = {static_cast<int>(config.grid.x), static_cast<int>(config.grid.y),
+                static_cast<int>(config.grid.z)},
+       .n_threads = config.block,
+       .smem_bytes = config.smem_bytes},
+      config.stream, [=] { kernel(params...); });
 #endif
 }
 

@@ -1,0 +1,54 @@
+// Who has seen whose shared memory accesses: one vector clock per warp. A warp's own clock ticks at
+// every point that orders its lanes (SyncWarp and barriers), so two accesses of one warp are
+// ordered when their clocks differ; accesses of two warps are ordered when the later warp's row
+// knows the earlier one's clock, which barriers exchange. Exact for barriers of whole warps.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace longhaul::simt {
+
+class Clocks {
+ public:
+  void Reset(int n_warps) {
+    n_warps_ = n_warps;
+    known_.assign(static_cast<size_t>(n_warps) * static_cast<size_t>(n_warps), 0);
+    for (int w = 0; w < n_warps; ++w) At(w, w) = 1;
+  }
+  int n_warps() const { return n_warps_; }
+  uint32_t Now(int warp) const { return known_[Index(warp, warp)]; }
+  // True if everything that `other` did up to its clock `then` comes before what `warp` does now.
+  bool Ordered(int warp, int other, uint32_t then) const {
+    return warp == other ? then < Now(warp) : then <= known_[Index(warp, other)];
+  }
+
+  void Tick(int warp) { ++At(warp, warp); }
+  // Adds what `warp` knows and has done to `published` ([n_warps], starts at zero).
+  void Publish(int warp, std::vector<uint32_t>& published) const {
+    published.resize(static_cast<size_t>(n_warps_), 0);
+    for (int w = 0; w < n_warps_; ++w) {
+      uint32_t& clock = published[static_cast<size_t>(w)];
+      clock = std::max(clock, known_[Index(warp, w)]);
+    }
+  }
+  void Learn(int warp, const std::vector<uint32_t>& published) {
+    for (int w = 0; w < n_warps_; ++w) {
+      if (w != warp) At(warp, w) = std::max(At(warp, w), published[static_cast<size_t>(w)]);
+    }
+  }
+
+ private:
+  size_t Index(int warp, int other) const {
+    return static_cast<size_t>(warp) * static_cast<size_t>(n_warps_) + static_cast<size_t>(other);
+  }
+  uint32_t& At(int warp, int other) { return known_[Index(warp, other)]; }
+
+  int n_warps_ = 0;
+  std::vector<uint32_t>
+      known_;  // [n_warps, n_warps]: row = who knows; the diagonal is the own clock
+};
+
+}  // namespace longhaul::simt
