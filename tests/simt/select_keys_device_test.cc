@@ -187,6 +187,18 @@ TEST_F(SelectKeysDeviceTest, TiesGoToTheLowerKey) {
   EXPECT_GT(n_stripes_, 100);
 }
 
+// Masses that meet the need to the last bit, at the end of a bucket or within one.
+TEST_F(SelectKeysDeviceTest, ExactSums) {
+  args_.scope = MassScope::kAll;
+  for (int64_t h = 0; h < kHeads; ++h) {
+    alpha_[h] = 0.75f;  // of 40 rows: 30
+    for (int64_t j = 0; j < 30 + 10 * h; ++j) sum_[h * n_keys_ + 70 + 7 * j] = 0.5f;
+    for (int64_t j = 0; j < 1000; ++j) sum_[h * n_keys_ + 1100 + j] = 0.0625f;
+  }
+  ExpectEqual();
+  EXPECT_EQ(n_of_kind_[static_cast<int>(HeadKind::kSparse)], 2 * kHeads);
+}
+
 TEST_F(SelectKeysDeviceTest, ListsThatDoNotFitAreDense) {
   FillRandom(6, 0.3);
   shape_.max_stripes = 40;
