@@ -1,0 +1,239 @@
+// Dense prefill attention on the device against kernels/ref.
+#include "kernels/cuda/attention_dense.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kernels/ref/ref_ops.h"
+#include "tests/simt/device_problem.h"
+
+namespace longhaul::cuda {
+namespace {
+
+using ::longhaul::testing::IsClose;
+using simt::DeviceArray;
+using simt::ForEachSeed;
+using testing::DeviceProblem;
+using testing::DeviceTensor;
+using testing::IsClose;
+using testing::ProblemShape;
+using testing::View;
+
+// Few multiprocessors: no keys are split unless a test asks for it.
+constexpr DeviceLimits kOneMultiprocessor = {.n_multiprocessors = 1};
+
+struct Result {
+  std::vector<float> out;  // [T, H, D]
+  std::vector<float> lse;  // [T, H]
+};
+
+class Problem {
+ public:
+  explicit Problem(const ProblemShape& shape) : shape_(shape), attention_(shape, /*seed=*/11) {}
+
+  int64_t window = 0;
+  std::vector<uint8_t> head_mask;
+
+  Result Expected() {
+    constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+    const int64_t n_lse = shape_.n_tokens * shape_.n_heads;
+    Result result = {.out = std::vector<float>(n_lse * shape_.head_dim, kNan),
+                     .lse = std::vector<float>(n_lse, kNan)};
+    AttendDenseArgs args = Args();
+    args.q = attention_.q();
+    args.kv = attention_.kv();
+    args.head_mask = head_mask.empty() ? nullptr : head_mask.data();
+    args.out = View(result.out, {shape_.n_tokens, shape_.n_heads, shape_.head_dim});
+    args.lse = View(result.lse, {shape_.n_tokens, shape_.n_heads});
+    ref::AttendDense(args);
+    return result;
+  }
+
+  Result Run(const DeviceLimits& limits = kOneMultiprocessor, const KeyRange& keys = {}) {
+    const DeviceTensor<BF16> out({shape_.n_tokens, shape_.n_heads, shape_.head_dim});
+    const DeviceTensor<float> lse({shape_.n_tokens, shape_.n_heads});
+    const DeviceArray<uint8_t> mask(head_mask);
+    const DeviceArray<std::byte> scratch(AttendDenseScratchBytes(limits, shape_.head_dim));
+    AttendDenseArgs args = Args();
+    args.q = attention_.device_q();
+    args.kv = attention_.device_kv();
+    args.head_mask = mask.data();
+    args.out = out.view();
+    args.lse = lse.view();
+    EXPECT_EQ(AttendDense(args, keys, limits, scratch.data(), nullptr), cudaSuccess);
+    return {.out = out.Floats(), .lse = lse.Floats()};
+  }
+
+  void Check(const DeviceLimits& limits = kOneMultiprocessor, int n_seeds = 1) {
+    const Result expected = Expected();
+    ForEachSeed(n_seeds, [&] {
+      const Result actual = Run(limits);
+      // The weights are rounded to bf16 before they meet the values.
+      EXPECT_TRUE(IsClose(actual.out, expected.out, DType::kBF16, 2e-3));
+      EXPECT_TRUE(IsClose(actual.lse, expected.lse, DType::kF32, 1e-4));
+    });
+  }
+
+ private:
+  AttendDenseArgs Args() const {
+    AttendDenseArgs args;
+    args.q_begin = shape_.q_begin;
+    args.scale = attention_.scale();
+    args.window = window;
+    return args;
+  }
+
+  ProblemShape shape_;
+  DeviceProblem attention_;
+};
+
+TEST(AttendDense, HeadDimsGroupsAndTails) {
+  const ProblemShape shapes[] = {
+      {.n_tokens = 1, .q_begin = 0, .n_heads = 1, .n_kv_heads = 1, .head_dim = 64},
+      {.n_tokens = 1, .q_begin = 63, .n_heads = 3, .n_kv_heads = 1, .head_dim = 96},
+      {.n_tokens = 1, .q_begin = 64, .n_heads = 8, .n_kv_heads = 1, .head_dim = 128},
+      {.n_tokens = 3, .q_begin = 62, .n_heads = 4, .n_kv_heads = 4, .head_dim = 80},
+      {.n_tokens = 3, .q_begin = 125, .n_heads = 6, .n_kv_heads = 2, .head_dim = 128},
+      {.n_tokens = 17, .q_begin = 0, .n_heads = 8, .n_kv_heads = 2, .head_dim = 64},
+      {.n_tokens = 17, .q_begin = 191, .n_heads = 3, .n_kv_heads = 1, .head_dim = 80},
+      {.n_tokens = 17, .q_begin = 47, .n_heads = 8, .n_kv_heads = 1, .head_dim = 96},
+      {.n_tokens = 64, .q_begin = 64, .n_heads = 4, .n_kv_heads = 1, .head_dim = 128},
+      {.n_tokens = 113, .q_begin = 0, .n_heads = 2, .n_kv_heads = 2, .head_dim = 128},
+      {.n_tokens = 113, .q_begin = 79, .n_heads = 3, .n_kv_heads = 1, .head_dim = 64},
+      {.n_tokens = 129, .q_begin = 1, .n_heads = 1, .n_kv_heads = 1, .head_dim = 96},
+  };
+  for (const ProblemShape& shape : shapes) {
+    SCOPED_TRACE(shape.Name());
+    Problem(shape).Check();
+  }
+}
+
+TEST(AttendDense, WindowsOnAndOffPageBorders) {
+  const ProblemShape shape = {
+      .n_tokens = 113, .q_begin = 150, .n_heads = 4, .n_kv_heads = 2, .head_dim = 64};
+  for (int64_t window : {1, 40, 64, 129, 262, 1000}) {
+    SCOPED_TRACE(::testing::Message() << "window " << window);
+    Problem problem(shape);
+    problem.window = window;
+    problem.Check();
+  }
+}
+
+TEST(AttendDense, AnyOrderOfThreadsWithOneAndTwoTilesAhead) {
+  for (int shared_kib : {100, 228}) {
+    SCOPED_TRACE(::testing::Message() << shared_kib << " KiB");
+    const DeviceLimits limits = {.n_multiprocessors = 1, .shared_bytes = shared_kib << 10};
+    Problem({.n_tokens = 35, .q_begin = 290, .n_heads = 4, .n_kv_heads = 1, .head_dim = 128})
+        .Check(limits, /*n_seeds=*/4);
+  }
+}
+
+TEST(AttendDense, SharpSoftmaxAndLargeScores) {
+  const ProblemShape shape = {.n_tokens = 17, .q_begin = 250, .n_heads = 2, .q_gain = 30.0f};
+  Problem problem(shape);
+  const Result expected = problem.Expected();
+  const Result actual = problem.Run();
+  EXPECT_TRUE(IsClose(actual.out, expected.out, DType::kBF16, 2e-3));
+  EXPECT_TRUE(IsClose(actual.lse, expected.lse, DType::kF32, 1e-3));
+}
+
+TEST(AttendDense, LeavesOutHeads) {
+  Problem problem({.n_tokens = 20, .q_begin = 70, .n_heads = 6, .n_kv_heads = 2});
+  problem.head_mask = {0, 1, 0, 0, 7, 1};
+  const Result expected = problem.Expected();
+  const Result actual = problem.Run();
+  int64_t n_written = 0;
+  for (size_t i = 0; i < expected.lse.size(); ++i) {
+    ASSERT_EQ(std::isnan(actual.lse[i]), std::isnan(expected.lse[i])) << i;
+    if (std::isnan(expected.lse[i])) continue;
+    ++n_written;
+    EXPECT_NEAR(actual.lse[i], expected.lse[i], 1e-4);
+    for (size_t d = 64 * i; d < 64 * (i + 1); ++d) {
+      ASSERT_NEAR(actual.out[d], expected.out[d], 2e-2) << d;
+    }
+  }
+  EXPECT_EQ(n_written, 3 * 20);
+
+  problem.head_mask = std::vector<uint8_t>(6, 1);
+  problem.Check();
+}
+
+// The last rows of a long prompt: many multiprocessors share the keys.
+TEST(AttendDense, SplitsTheKeysOfFewRows) {
+  const DeviceLimits limits = {.n_multiprocessors = 16};
+  Problem all({.n_tokens = 3, .q_begin = 2300, .n_heads = 4, .n_kv_heads = 2});
+  all.Check(limits, /*n_seeds=*/2);
+  all.window = 2100;
+  all.Check(limits);
+  Problem masked({.n_tokens = 5, .q_begin = 2100, .n_heads = 3, .n_kv_heads = 1, .head_dim = 80});
+  masked.head_mask = {1, 1, 1};
+  masked.Check(limits);
+}
+
+// Sections of one kv head each, and of two where three do not divide by it.
+TEST(AttendDense, AnyOrderOfWorkCoversAllRows) {
+  for (int64_t l2_bytes : {1 << 10, 220 << 10}) {
+    SCOPED_TRACE(::testing::Message() << l2_bytes << " bytes of L2");
+    Problem({.n_tokens = 150, .q_begin = 60, .n_heads = 6, .n_kv_heads = 3})
+        .Check({.n_multiprocessors = 1, .l2_bytes = l2_bytes});
+  }
+}
+
+// Two calls over parts of the keys, merged by log-sum-exp, are one call over all.
+TEST(AttendDense, KeyRangesMerge) {
+  const ProblemShape shape = {
+      .n_tokens = 40, .q_begin = 100, .n_heads = 2, .n_kv_heads = 1, .head_dim = 96};
+  Problem problem(shape);
+  const Result expected = problem.Expected();
+  for (int64_t border : {0, 50, 64, 120}) {
+    SCOPED_TRACE(::testing::Message() << "border " << border);
+    const Result below = problem.Run(kOneMultiprocessor, {.begin = 0, .end = border});
+    const Result above = problem.Run(kOneMultiprocessor, {.begin = border});
+    Result merged = expected;
+    for (size_t i = 0; i < merged.lse.size(); ++i) {
+      const int64_t position = shape.q_begin + static_cast<int64_t>(i) / shape.n_heads;
+      EXPECT_EQ(std::isinf(below.lse[i]), border == 0);
+      EXPECT_EQ(std::isinf(above.lse[i]), position < border) << i;
+      const double a = std::exp(double{below.lse[i]});
+      const double b = std::exp(double{above.lse[i]});
+      merged.lse[i] = static_cast<float>(std::log(a + b));
+      for (size_t d = 96 * i; d < 96 * (i + 1); ++d) {
+        merged.out[d] = static_cast<float>((a * below.out[d] + b * above.out[d]) / (a + b));
+      }
+    }
+    EXPECT_TRUE(IsClose(merged.out, expected.out, DType::kBF16, 4e-3));
+    EXPECT_TRUE(IsClose(merged.lse, expected.lse, DType::kF32, 1e-4));
+  }
+}
+
+TEST(AttendDense, RefusesAHeadDimThatIsNotCompiled) {
+  const ProblemShape shape = {.n_tokens = 4, .head_dim = 32};
+  DeviceProblem problem(shape, /*seed=*/1);
+  const DeviceTensor<BF16> out({4, 1, 32});
+  AttendDenseArgs args;
+  args.q = problem.device_q();
+  args.kv = problem.device_kv();
+  args.scale = problem.scale();
+  args.out = out.view();
+  EXPECT_EQ(AttendDense(args, {}, kOneMultiprocessor, nullptr, nullptr), cudaErrorInvalidValue);
+}
+
+#if !defined(__CUDACC__)
+TEST(AttendDense, ReadsSharedMemoryWithoutBankConflicts) {
+  for (int32_t head_dim : {64, 80, 96, 128}) {
+    SCOPED_TRACE(::testing::Message() << "head_dim " << head_dim);
+    simt::TakeStatistics();
+    Problem({.n_tokens = 20, .q_begin = 100, .n_heads = 2, .n_kv_heads = 1, .head_dim = head_dim})
+        .Run();
+    const simt::Statistics statistics = simt::TakeStatistics();
+    EXPECT_GT(statistics.n_ldmatrix_phases, 0);
+    EXPECT_EQ(statistics.n_ldmatrix_conflicts, 0);
+  }
+}
+#endif
+
+}  // namespace
+}  // namespace longhaul::cuda
