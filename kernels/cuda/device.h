@@ -122,7 +122,10 @@ LH_DEVICE uint8_t FloatToFp8(float x) {
   const float magnitude = fabsf(x);
   if (!(magnitude == magnitude)) return static_cast<uint8_t>(sign | 0x7fu);
   if (magnitude >= 448.0f) return static_cast<uint8_t>(sign | 0x7eu);
-  const uint32_t u = BitCast<uint32_t>(magnitude * 0x1p-120f);
+  if (magnitude < 0x1p-6f) {  // a multiple of 2^-9, which is what the sum rounds to
+    return static_cast<uint8_t>(sign | (BitCast<uint32_t>(magnitude + 0x1p14f) & 0xfu));
+  }
+  const uint32_t u = BitCast<uint32_t>(magnitude) - (120u << 23);
   return static_cast<uint8_t>(sign | ((u + 0x7ffffu + ((u >> 20) & 1u)) >> 20));
 }
 
