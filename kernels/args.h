@@ -97,6 +97,16 @@ struct RopeTableArgs {
 // and writes k and v into the pages. Elements from 2 P on stay as they are. Checkpoints that pair
 // neighbours (2 i with 2 i + 1) are reordered when they are loaded, so there is one rotation here.
 // Row t belongs to sequence t / rows_per_kv.
+//
+// Dual chunk attention (An et al., arXiv 2402.17463) has a second and a third rotation of each
+// query, see DualChunkQueries. cos_sin is then made of the positions inside the chunks.
+struct DualChunkRope {
+  TensorView next_cos_sin;         // [T, P, 2] f32
+  TensorView far_cos_sin;          // [T, P, 2] f32
+  const float* q_scale = nullptr;  // [T] factor of all three
+  TensorView next;                 // [T, H, D] act, written; empty = plain attention
+  TensorView far;                  // [T, H, D] act, written
+};
 struct RopeKvWriteArgs {
   TensorView q;                        // [T, H, D] act, rotated in place; rows may be strided
   TensorView k;                        // [T, KH, D] act, rotated in place
@@ -106,6 +116,7 @@ struct RopeKvWriteArgs {
   const KvView* kvs = nullptr;         // host: [T / rows_per_kv]
   const KvView* kvs_copy = nullptr;    // the same in backend memory, see below
   int64_t rows_per_kv = 0;             // T for a prefill slice, 1 for decode rows
+  DualChunkRope dual = {};
 };
 
 // A batch of sequences is passed twice, so that nothing is copied per layer: `kvs` on the host, at
@@ -113,10 +124,26 @@ struct RopeKvWriteArgs {
 // layer_offset_bytes alone: that of kvs[0] holds for the whole batch. Host backends read kvs only
 // and take a null kvs_copy.
 
+// Dual chunk attention: keys are rotated by their position inside their chunk of chunk_tokens, and
+// a query has a form for each distance between chunks, so that no angle exceeds what the model was
+// trained on. chunk(row) - chunk(key) = 0: q itself, 1: next, 2 and more: far. In every attention
+// op below; Backend::has_dual_chunk says whether the backend knows it.
+struct DualChunkQueries {
+  TensorView next;           // [T, H, D] act; rows may be strided
+  TensorView far;            // [T, H, D] act
+  int64_t chunk_tokens = 0;  // a multiple of 64; 0 = q meets all keys
+
+  DualChunkQueries Slice(int64_t begin, int64_t end) const {
+    if (chunk_tokens == 0) return {};
+    return {next.Slice(begin, end), far.Slice(begin, end), chunk_tokens};
+  }
+};
+
 // Exact causal attention of T consecutive rows of one sequence over its pages (flash attention,
 // Dao et al. 2022: online softmax, no score matrix).
 struct AttendDenseArgs {
   TensorView q;  // [T, H, D] act; rows may be strided
+  DualChunkQueries dual = {};
   int64_t q_begin = 0;
   KvView kv;
   float scale = 0;     // 1 / sqrt(D)
@@ -129,7 +156,8 @@ struct AttendDenseArgs {
 
 // One decode row per sequence: row b attends to all kvs[b].n_tokens keys, or to the last `window`.
 struct AttendDecodeArgs {
-  TensorView q;                      // [B, H, D] act; rows may be strided
+  TensorView q;  // [B, H, D] act; rows may be strided
+  DualChunkQueries dual = {};
   const KvView* kvs = nullptr;       // host: [B]
   const KvView* kvs_copy = nullptr;  // the same in backend memory, see above
   float scale = 0;
@@ -149,6 +177,7 @@ struct LocalPattern {
 // Pass 1 over the sampled rows: log-sum-exp over all visible keys, and over local keys only.
 struct SampleLseArgs {
   TensorView q;  // [T, H, D] act; rows may be strided
+  DualChunkQueries dual = {};
   int64_t q_begin = 0;
   KvView kv;
   float scale = 0;
@@ -171,6 +200,7 @@ enum class MassScope : uint8_t {
 // kv_head_begin * G + r. Heads whose skip byte is set are left unwritten.
 struct SampleMassArgs {
   TensorView q;  // [T, H, D] act; rows may be strided
+  DualChunkQueries dual = {};
   int64_t q_begin = 0;
   KvView kv;
   float scale = 0;
@@ -261,6 +291,7 @@ struct SelectStreamingArgs {
 // Attention of T rows under a plan; streaming, sparse and dense heads in one call.
 struct AttendSparseArgs {
   TensorView q;  // [T, H, D] act; rows may be strided
+  DualChunkQueries dual = {};
   int64_t q_begin = 0;
   KvView kv;
   float scale = 0;

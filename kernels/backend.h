@@ -47,6 +47,9 @@ class Backend {
   // Unimplemented, with what is possible, where the attention ops cannot work on such a KV cache.
   virtual absl::Status CheckKvLayout(const KvLayout& /*layout*/) const { return absl::OkStatus(); }
 
+  // Whether the attention ops know dual chunk attention (DualChunkQueries).
+  virtual bool has_dual_chunk() const { return false; }
+
   // Of the device, or of this machine and its control group.
   virtual MemoryInfo Memory() const = 0;
 
@@ -105,8 +108,10 @@ enum class BackendKind : uint8_t { kAuto, kRef, kCpu, kCuda };
 absl::StatusOr<BackendKind> ParseBackendKind(const std::string& name);
 
 // n_threads: threads of a CPU backend, 0 = all processors. kAuto takes CUDA where it is built and a
-// GPU is found, else the CPU. kCuda is Unavailable where it is not built.
-absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(BackendKind kind, int n_threads);
+// GPU is found, else the CPU, and then says in `why_cpu` (may be null) what is missing. kCuda is
+// Unavailable where it is not built or there is no GPU.
+absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(BackendKind kind, int n_threads,
+                                                       std::string* why_cpu = nullptr);
 
 // Defined by each backend's own target.
 std::unique_ptr<Backend> CreateRefBackend();

@@ -37,13 +37,23 @@ void CheckKv(const KvView& kv) {
   LH_CHECK(kv.pool != nullptr || kv.n_tokens == 0);
 }
 
+// The other forms of q [T, H, D].
+void CheckDual(DType activations, const TensorView& q, const DualChunkQueries& dual) {
+  if (dual.chunk_tokens == 0) return;
+  LH_CHECK(dual.chunk_tokens > 0 && dual.chunk_tokens % kPageTokens == 0);
+  LH_CHECK(IsHeads(activations, dual.next, q.dim(0), q.dim(1), q.dim(2)));
+  LH_CHECK(IsHeads(activations, dual.far, q.dim(0), q.dim(1), q.dim(2)));
+}
+
 // Queries [T, H, D] of rows that all see themselves in kv. Returns H.
-int64_t CheckQueries(DType activations, const TensorView& q, int64_t q_begin, const KvView& kv) {
+int64_t CheckQueries(DType activations, const TensorView& q, const DualChunkQueries& dual,
+                     int64_t q_begin, const KvView& kv) {
   CheckKv(kv);
   LH_CHECK(q.rank() == 3);
   LH_CHECK(IsHeads(activations, q, q.dim(0), q.dim(1), kv.head_dim));
   LH_CHECK(q.dim(1) % kv.n_kv_heads == 0);
   LH_CHECK(q_begin >= 0 && q_begin + q.dim(0) <= kv.n_tokens);
+  CheckDual(activations, q, dual);
   return q.dim(1);
 }
 
@@ -136,10 +146,16 @@ void CheckArgs(const RopeKvWriteArgs& args, DType activations) {
   LH_CHECK(IsHeads(activations, args.v, n_tokens, kv.n_kv_heads, kv.head_dim));
   LH_CHECK(args.cos_sin.rank() == 3 && 2 * args.cos_sin.dim(1) <= kv.head_dim);
   LH_CHECK(IsF32(args.cos_sin, {n_tokens, args.cos_sin.dim(1), 2}));
+  if (args.dual.next.empty()) return;
+  LH_CHECK(IsHeads(activations, args.dual.next, n_tokens, args.q.dim(1), kv.head_dim));
+  LH_CHECK(IsHeads(activations, args.dual.far, n_tokens, args.q.dim(1), kv.head_dim));
+  LH_CHECK(IsF32(args.dual.next_cos_sin, {n_tokens, args.cos_sin.dim(1), 2}));
+  LH_CHECK(IsF32(args.dual.far_cos_sin, {n_tokens, args.cos_sin.dim(1), 2}));
+  LH_CHECK(args.dual.q_scale != nullptr);
 }
 
 void CheckArgs(const AttendDenseArgs& args, DType activations) {
-  const int64_t n_heads = CheckQueries(activations, args.q, args.q_begin, args.kv);
+  const int64_t n_heads = CheckQueries(activations, args.q, args.dual, args.q_begin, args.kv);
   LH_CHECK(args.window >= 0);
   LH_CHECK(IsHeads(activations, args.out, args.q.dim(0), n_heads, args.kv.head_dim));
   LH_CHECK(args.lse.empty() || IsF32(args.lse, {args.q.dim(0), n_heads}));
@@ -148,6 +164,7 @@ void CheckArgs(const AttendDenseArgs& args, DType activations) {
 void CheckArgs(const AttendDecodeArgs& args, DType activations) {
   LH_CHECK(args.q.rank() == 3 && (args.kvs != nullptr || args.q.dim(0) == 0));
   LH_CHECK(args.window >= 0);
+  CheckDual(activations, args.q, args.dual);
   for (int64_t b = 0; b < args.q.dim(0); ++b) {
     CheckKv(args.kvs[b]);
     LH_CHECK(args.kvs[b].n_tokens > 0);
@@ -157,7 +174,7 @@ void CheckArgs(const AttendDecodeArgs& args, DType activations) {
 }
 
 void CheckArgs(const SampleLseArgs& args, DType activations) {
-  const int64_t n_heads = CheckQueries(activations, args.q, args.q_begin, args.kv);
+  const int64_t n_heads = CheckQueries(activations, args.q, args.dual, args.q_begin, args.kv);
   CheckLocal(args.local);
   LH_CHECK(args.rows != nullptr && args.n_rows > 0);
   LH_CHECK(IsF32(args.lse_full, {n_heads, args.n_rows}));
@@ -165,7 +182,7 @@ void CheckArgs(const SampleLseArgs& args, DType activations) {
 }
 
 void CheckArgs(const SampleMassArgs& args, DType activations) {
-  const int64_t n_heads = CheckQueries(activations, args.q, args.q_begin, args.kv);
+  const int64_t n_heads = CheckQueries(activations, args.q, args.dual, args.q_begin, args.kv);
   CheckLocal(args.local);
   LH_CHECK(0 <= args.kv_head_begin && args.kv_head_begin <= args.kv_head_end);
   LH_CHECK(args.kv_head_end <= args.kv.n_kv_heads);
@@ -201,7 +218,7 @@ void CheckArgs(const SelectKeysArgs& args) {
 }
 
 void CheckArgs(const AttendSparseArgs& args, DType activations) {
-  const int64_t n_heads = CheckQueries(activations, args.q, args.q_begin, args.kv);
+  const int64_t n_heads = CheckQueries(activations, args.q, args.dual, args.q_begin, args.kv);
   CheckPlan(args.plan);
   LH_CHECK(IsHeads(activations, args.out, args.q.dim(0), n_heads, args.kv.head_dim));
   LH_CHECK(IsF32(args.lse, {args.q.dim(0), n_heads}));

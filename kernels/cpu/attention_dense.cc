@@ -46,6 +46,7 @@ void CpuAttention::AttendDense(const AttendDenseArgs& args) {
   if (groups.empty()) return;
 
   const DenseTensors tensors{.q = args.q,
+                             .dual = args.dual,
                              .q_begin = args.q_begin,
                              .kv = args.kv,
                              .scale = args.scale,
@@ -134,16 +135,18 @@ void RunDecodeItem(const AttendDecodeArgs& args, const DecodeItem& item, float* 
   const KvView& kv = args.kvs[item.row];
   const int64_t group = args.q.dim(1) / kv.n_kv_heads;
   RowBlock& block = scratch.rows;
-  block.Reset(group, kv.head_dim, /*with_output=*/true);
+  block.Reset(group, kv.head_dim, args.dual.chunk_tokens, /*with_output=*/true);
   for (int64_t g = 0; g < group; ++g) {
-    block.SetQuery(g, args.q.Row<float>(item.row) + (item.kv_head * group + g) * args.q.stride(1),
-                   args.scale);
+    block.SetQuery(
+        g, cpu::QueriesOf(args.q, args.dual, item.row, item.kv_head * group + g, kv.n_tokens - 1),
+        args.scale);
   }
   for (int64_t begin = item.begin; begin < item.end; begin += kTileKeys) {
     const int64_t n_keys = std::min(kTileKeys, item.end - begin);
     const int64_t n_hidden = FirstDecodeKey(args, item.row) - begin;
     const uint64_t visible = cpu::LowBits(n_keys) & ~cpu::LowBits(n_hidden);
     if (cpu::DecodeTileTakes(kv.head_dim)) {
+      block.SelectQueries(begin);
       const int64_t page = begin / kPageTokens;
       const bool last = begin + kTileKeys >= item.end;
       cpu::DecodeTile({.q = block.q(0),

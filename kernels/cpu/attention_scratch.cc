@@ -25,9 +25,21 @@ TileQueries Queries(const KeyTile& tile, RowBlock& block, int64_t begin, int64_t
 
 }  // namespace
 
-void RowBlock::Reset(int64_t n_rows, int64_t head_dim, bool with_output) {
+RowQueries QueriesOf(const TensorView& q, const DualChunkQueries& dual, int64_t t, int64_t head,
+                     int64_t position) {
+  const auto row = [&](const TensorView& form) {
+    return form.Row<float>(t) + head * form.stride(1);
+  };
+  if (dual.chunk_tokens == 0) return {.forms = {row(q)}, .chunk = 0};
+  return {.forms = {row(q), row(dual.next), row(dual.far)}, .chunk = position / dual.chunk_tokens};
+}
+
+void RowBlock::Reset(int64_t n_rows, int64_t head_dim, int64_t chunk_tokens, bool with_output) {
   n_rows_ = n_rows;
   head_dim_ = head_dim;
+  chunk_tokens_ = chunk_tokens;
+  packed_chunk_ = -1;
+  if (chunk_tokens > 0) queries_.resize(n_rows);
   with_output_ = with_output;
   q_.Ensure(n_rows * head_dim);
   max_.Ensure(n_rows);
@@ -43,10 +55,30 @@ void RowBlock::ClearStates() {
   if (with_output_) std::fill_n(o_.data(), n_rows_ * PaddedDim(head_dim_), 0.0f);
 }
 
-void RowBlock::SetQuery(int64_t row, const float* q, float scale) {
+void RowBlock::Pack(int64_t row, const float* q) {
   float* out = q_.data() + row * head_dim_;
-  const float factor = scale * kLog2E;
-  for (int64_t i = 0; i < head_dim_; ++i) out[i] = q[i] * factor;
+  for (int64_t i = 0; i < head_dim_; ++i) out[i] = q[i] * factor_;
+}
+
+void RowBlock::SetQuery(int64_t row, const RowQueries& queries, float scale) {
+  factor_ = scale * kLog2E;
+  if (chunk_tokens_ == 0) {
+    Pack(row, queries.forms[0]);
+  } else {
+    queries_[row] = queries;
+  }
+}
+
+void RowBlock::SelectQueries(int64_t key) {
+  if (chunk_tokens_ == 0) return;
+  const int64_t chunk = key / chunk_tokens_;
+  if (chunk == packed_chunk_) return;
+  packed_chunk_ = chunk;
+  for (int64_t row = 0; row < n_rows_; ++row) {
+    // Rows of earlier chunks do not see these keys, whatever is packed.
+    const int64_t distance = std::clamp<int64_t>(queries_[row].chunk - chunk, 0, 2);
+    Pack(row, queries_[row].forms[distance]);
+  }
 }
 
 void KeyTile::Pack(const KvView& kv, const void* const* keys, const void* const* values) {
@@ -65,6 +97,7 @@ void KeyTile::Pack(const KvView& kv, const void* const* keys, const void* const*
 void KeyTile::LoadPage(const KvView& kv, int64_t kv_head, int64_t begin, int64_t n_keys,
                        bool with_values) {
   static_assert(kPageTokens == kTileKeys, "a tile is a page");
+  first_key_ = begin;
   n_keys_ = n_keys;
   row_bytes_ = kv.head_dim * static_cast<int64_t>(DTypeBytes(kv.dtype));
   const std::byte* page_keys = kv.Keys(begin / kPageTokens, kv_head);
@@ -90,6 +123,7 @@ void KeyTile::LoadPage(const KvView& kv, int64_t kv_head, int64_t begin, int64_t
 
 void KeyTile::Gather(const KvView& kv, int64_t kv_head, const int32_t* positions, int64_t n_keys,
                      int64_t n_left) {
+  first_key_ = positions[0];
   n_keys_ = n_keys;
   row_bytes_ = kv.head_dim * static_cast<int64_t>(DTypeBytes(kv.dtype));
   const void* keys[kTileKeys];
@@ -132,6 +166,7 @@ float FinishPartial(const float* total, int64_t head_dim, float* out) {
 
 void AttendRows(const KeyTile& tile, RowBlock& block, int64_t begin, int64_t end, bool masked) {
   if (begin >= end) return;
+  block.SelectQueries(tile.first_key());
   AttendTile({.in = Queries(tile, block, begin, end, masked),
               .v = tile.values(),
               .v_stride = PaddedDim(block.head_dim()),
@@ -142,6 +177,7 @@ void AttendRows(const KeyTile& tile, RowBlock& block, int64_t begin, int64_t end
 
 void LseRows(const KeyTile& tile, RowBlock& block, int64_t begin, int64_t end, bool masked) {
   if (begin >= end) return;
+  block.SelectQueries(tile.first_key());
   LseTile({.in = Queries(tile, block, begin, end, masked), .states = block.states(begin)});
 }
 
@@ -170,11 +206,12 @@ int64_t DenseBlockTokens(int64_t n_tokens, int64_t n_heads_per_item, int64_t n_k
 namespace {
 
 void LoadQueries(const DenseTensors& tensors, const DenseItem& item, RowBlock& block) {
-  block.Reset(item.n_rows(), tensors.kv.head_dim, /*with_output=*/true);
+  block.Reset(item.n_rows(), tensors.kv.head_dim, tensors.dual.chunk_tokens, /*with_output=*/true);
   for (int64_t r = 0; r < item.n_rows(); ++r) {
-    const float* q = tensors.q.Row<float>(item.row_begin + r / item.n_heads) +
-                     item.heads[r % item.n_heads] * tensors.q.stride(1);
-    block.SetQuery(r, q, tensors.scale);
+    const int64_t t = item.row_begin + r / item.n_heads;
+    block.SetQuery(
+        r, QueriesOf(tensors.q, tensors.dual, t, item.heads[r % item.n_heads], tensors.q_begin + t),
+        tensors.scale);
   }
 }
 

@@ -47,13 +47,27 @@ class FloatBuffer {
   int64_t n_ = 0;
 };
 
+// One query: packed as it is, or in the form that the keys in use ask for.
+struct RowQueries {
+  std::array<const float*, 3> forms{};  // [D] by distance of the chunks: 0, 1, 2 and more
+  int64_t chunk = 0;                    // of the row
+};
+// Row t of head `head`, at token `position`.
+RowQueries QueriesOf(const TensorView& q, const DualChunkQueries& dual, int64_t t, int64_t head,
+                     int64_t position);
+
 // Packed query rows of one work item with their softmax states and output accumulators.
 class RowBlock {
  public:
   // Sizes for n_rows rows and resets their states; with_output = false leaves `o` away.
-  void Reset(int64_t n_rows, int64_t head_dim, bool with_output);
-  // Copies one query row [D], scaled so that exp2 of a score is exp of scale * q.k.
-  void SetQuery(int64_t row, const float* q, float scale);
+  // chunk_tokens: of dual chunk attention, or 0.
+  void Reset(int64_t n_rows, int64_t head_dim, int64_t chunk_tokens, bool with_output);
+  // Takes one query row, scaled so that exp2 of a score is exp of scale * q.k. Under dual chunk
+  // attention it is copied by SelectQueries, and its forms must live until then.
+  void SetQuery(int64_t row, const RowQueries& queries, float scale);
+  // Before keys of the chunk that holds `key` are used. Packs the rows anew when the chunk is
+  // another one, which is once for thousands of keys.
+  void SelectQueries(int64_t key);
   // States and outputs as after Reset; the queries stay.
   void ClearStates();
 
@@ -69,13 +83,19 @@ class RowBlock {
 
  private:
   int64_t n_rows_ = 0;
+  void Pack(int64_t row, const float* q);
+
   int64_t head_dim_ = 0;
   bool with_output_ = false;
-  FloatBuffer q_;                  // [n_rows, D]
-  FloatBuffer o_;                  // [n_rows, PaddedDim(D)]
-  FloatBuffer max_;                // [n_rows]
-  FloatBuffer sum_;                // [n_rows, 16]
-  std::vector<uint64_t> visible_;  // [n_rows]
+  int64_t chunk_tokens_ = 0;
+  int64_t packed_chunk_ = -1;        // keys for which q_ is packed
+  float factor_ = 0;                 // of a packed query
+  std::vector<RowQueries> queries_;  // [n_rows] under dual chunk attention
+  FloatBuffer q_;                    // [n_rows, D]
+  FloatBuffer o_;                    // [n_rows, PaddedDim(D)]
+  FloatBuffer max_;                  // [n_rows]
+  FloatBuffer sum_;                  // [n_rows, 16]
+  std::vector<uint64_t> visible_;    // [n_rows]
 };
 
 // A row's softmax state and output over some of its keys: [max, sum[16], o[PaddedDim(D)]]. Results
@@ -92,10 +112,12 @@ class KeyTile {
  public:
   // Keys [begin, begin + n_keys) of one page; begin is a multiple of 64.
   void LoadPage(const KvView& kv, int64_t kv_head, int64_t begin, int64_t n_keys, bool with_values);
-  // Single keys from anywhere: the first n_keys <= 64 of n_left positions; the others come next.
+  // Single keys from anywhere in one chunk: the first n_keys <= 64 of n_left positions; the others
+  // come next.
   void Gather(const KvView& kv, int64_t kv_head, const int32_t* positions, int64_t n_keys,
               int64_t n_left);
 
+  int64_t first_key() const { return first_key_; }
   const float* kt() const { return kt_.data(); }
   const float* values() const { return values_; }
   int64_t n_keys() const { return n_keys_; }
@@ -108,6 +130,7 @@ class KeyTile {
   FloatBuffer kt_;                 // [D, 64]
   FloatBuffer v_;                  // [64, PaddedDim(D)]
   const float* values_ = nullptr;  // v_, or straight into an f32 page
+  int64_t first_key_ = 0;
   int64_t n_keys_ = 0;
   std::array<const void*, 2 * kTileKeys> next_;  // rows of keys and of values
   int64_t n_next_ = 0;
@@ -155,6 +178,7 @@ struct DenseItem {
 };
 struct DenseTensors {
   TensorView q;  // [T, H, D]
+  DualChunkQueries dual;
   int64_t q_begin = 0;
   KvView kv;
   float scale = 0;

@@ -71,10 +71,11 @@ class SparseRows {
 
   void Run() {
     const int64_t n_rows = item_.row_end - item_.row_begin;
-    block_.Reset(n_rows, args_.kv.head_dim, /*with_output=*/true);
+    block_.Reset(n_rows, args_.kv.head_dim, args_.dual.chunk_tokens, /*with_output=*/true);
     for (int64_t r = 0; r < n_rows; ++r) {
-      block_.SetQuery(r, args_.q.Row<float>(item_.row_begin + r) + item_.head * args_.q.stride(1),
-                      args_.scale);
+      block_.SetQuery(
+          r, cpu::QueriesOf(args_.q, args_.dual, item_.row_begin + r, item_.head, first_ + r),
+          args_.scale);
     }
     AddSink();
     AddStripes();
@@ -142,9 +143,19 @@ class SparseRows {
   void AddStripes() {
     const std::vector<int32_t>& keys = StripeKeys();
     const int64_t n_keys = static_cast<int64_t>(keys.size());
-    for (int64_t begin = 0; begin < n_keys; begin += kTileKeys) {
-      AddStripeTile(keys.data() + begin, std::min(kTileKeys, n_keys - begin), n_keys - begin);
+    for (int64_t begin = 0; begin < n_keys;) {
+      const int64_t n = KeysOfOneChunk(keys.data() + begin, std::min(kTileKeys, n_keys - begin));
+      AddStripeTile(keys.data() + begin, n, n_keys - begin);
+      begin += n;
     }
+  }
+
+  // How many of n ascending keys are in the chunk of the first one.
+  int64_t KeysOfOneChunk(const int32_t* keys, int64_t n) const {
+    const int64_t chunk_tokens = args_.dual.chunk_tokens;
+    if (chunk_tokens == 0) return n;
+    const int64_t end = (keys[0] / chunk_tokens + 1) * chunk_tokens;
+    return std::lower_bound(keys, keys + n, end) - keys;
   }
 
   void AddStripeTile(const int32_t* keys, int64_t n, int64_t n_left) {
@@ -266,6 +277,7 @@ void CpuAttention::AttendSparse(const AttendSparseArgs& args) {
   LH_CHECK(args.q_begin >= 0 && args.q_begin + n_tokens <= args.kv.n_tokens);
   const SparseWork work = PlanWork(args, pool_->n_threads());
   const cpu::DenseTensors dense{.q = args.q,
+                                .dual = args.dual,
                                 .q_begin = args.q_begin,
                                 .kv = args.kv,
                                 .scale = args.scale,

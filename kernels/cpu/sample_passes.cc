@@ -94,11 +94,13 @@ void RunLseItem(const SampleLseArgs& args, const std::vector<SampledRow>& rows, 
   RowBlock& full = scratch.rows;
   RowBlock& local = scratch.local_rows;
   for (RowBlock* block : {&full, &local}) {
-    block->Reset(n_rows * group, args.kv.head_dim, /*with_output=*/false);
+    block->Reset(n_rows * group, args.kv.head_dim, args.dual.chunk_tokens, /*with_output=*/false);
     for (int64_t r = 0; r < n_rows * group; ++r) {
-      const float* q = args.q.Row<float>(args.rows[rows[r / group].index]) +
-                       (item.kv_head * group + r % group) * args.q.stride(1);
-      block->SetQuery(r, q, args.scale);
+      const SampledRow& row = rows[r / group];
+      block->SetQuery(r,
+                      cpu::QueriesOf(args.q, args.dual, args.rows[row.index],
+                                     item.kv_head * group + r % group, row.position),
+                      args.scale);
     }
   }
   for (int64_t begin = item.begin; begin < item.end; begin += kTileKeys) {
@@ -221,15 +223,17 @@ void StoreBandPartials(const MassCall& call, const MassItem& item, const ThreadS
 void LoadMassRows(const MassCall& call, const MassItem& item, ThreadScratch& scratch) {
   const SampleMassArgs& args = call.args;
   const int64_t n_rows = static_cast<int64_t>(call.rows.size());
-  scratch.rows.Reset(n_rows * call.group, args.kv.head_dim, /*with_output=*/false);
+  scratch.rows.Reset(n_rows * call.group, args.kv.head_dim, args.dual.chunk_tokens,
+                     /*with_output=*/false);
   float* lse2 = scratch.lse2.Ensure(n_rows * call.group);
   for (int64_t g = 0; g < call.group; ++g) {
     const int64_t head = item.kv_head * call.group + g;
     for (int64_t r = 0; r < n_rows; ++r) {
       const int64_t index = call.rows[r].index;
-      scratch.rows.SetQuery(g * n_rows + r,
-                            args.q.Row<float>(args.rows[index]) + head * args.q.stride(1),
-                            args.scale);
+      scratch.rows.SetQuery(
+          g * n_rows + r,
+          cpu::QueriesOf(args.q, args.dual, args.rows[index], head, call.rows[r].position),
+          args.scale);
       lse2[g * n_rows + r] = args.lse_full.Row<float>(head)[index] * kLog2E;
     }
   }
@@ -265,6 +269,7 @@ void RunMassItem(const MassCall& call, const MassItem& item, ThreadScratch& scra
     MassTileRows tile;
     if (first < n_rows) {
       scratch.tile.LoadPage(args.kv, item.kv_head, begin, n_keys, /*with_values=*/false);
+      scratch.rows.SelectQueries(begin);
       tile = PrepareMassTile(call, item, begin, first, scratch);
     }
     for (int64_t g = 0; g < call.group; ++g) {

@@ -124,7 +124,17 @@ void RopeKvWriteRow(const RopeKvWriteArgs& args, int64_t t) {
   float* k = args.k.Row<float>(t);
   const float* v = args.v.Row<float>(t);
   const int64_t n_pairs = args.cos_sin.dim(1);
-  rotate(args.q.Row<float>(t), cos_sin, args.q.dim(1), head_dim, n_pairs);
+  float* q = args.q.Row<float>(t);
+  const int64_t n_heads = args.q.dim(1);
+  if (const DualChunkRope& dual = args.dual; !dual.next.empty()) {
+    const int64_t n = n_heads * head_dim;
+    for (int64_t i = 0; i < n; ++i) q[i] *= dual.q_scale[t];
+    float* next = std::copy_n(q, n, dual.next.Row<float>(t)) - n;
+    float* far = std::copy_n(q, n, dual.far.Row<float>(t)) - n;
+    rotate(next, dual.next_cos_sin.Row<float>(t), n_heads, head_dim, n_pairs);
+    rotate(far, dual.far_cos_sin.Row<float>(t), n_heads, head_dim, n_pairs);
+  }
+  rotate(q, cos_sin, n_heads, head_dim, n_pairs);
   rotate(k, cos_sin, kv.n_kv_heads, head_dim, n_pairs);
   const int64_t page = position / kPageTokens;
   const int64_t slot = position % kPageTokens;

@@ -16,12 +16,29 @@ bool IsLocal(const LocalPattern& local, int64_t row, int64_t key) {
   return key < local.sink || row - key < local.window;
 }
 
-// The scaled scores of one query against keys [0, n_keys), and what follows from them.
+// One query in the form that meets each key.
+struct Query {
+  const TensorView& q;  // [T, H, D]
+  const DualChunkQueries& dual;
+  int64_t t = 0;
+  int64_t head = 0;
+  int64_t position = 0;
+
+  const float* For(int64_t key) const {
+    int64_t distance = 0;
+    if (dual.chunk_tokens > 0) distance = position / dual.chunk_tokens - key / dual.chunk_tokens;
+    const TensorView& form = distance == 0 ? q : distance == 1 ? dual.next : dual.far;
+    return form.Row<float>(t) + head * form.dim(2);
+  }
+};
+
+// The scaled scores of one query against keys [0, position], and what follows from them.
 class Row {
  public:
-  Row(const float* q, const KvView& kv, int64_t kv_head, int64_t n_keys, double scale)
-      : kv_(kv), kv_head_(kv_head), scores_(n_keys) {
-    for (int64_t key = 0; key < n_keys; ++key) {
+  Row(const Query& query, const KvView& kv, int64_t kv_head, double scale)
+      : kv_(kv), kv_head_(kv_head), scores_(query.position + 1) {
+    for (int64_t key = 0; key <= query.position; ++key) {
+      const float* q = query.For(key);
       const std::byte* block = kv.Keys(key / kPageTokens, kv_head);
       const int64_t begin = key % kPageTokens * kv.head_dim;
       double sum = 0;
@@ -82,10 +99,11 @@ auto InWindow(int64_t window, int64_t position) {
 }
 
 // Query head `head` of row `t` of q, at token `position`: it sees keys [0, position].
-Row MakeRow(const TensorView& q, int64_t t, int64_t head, int64_t position, const KvView& kv,
-            double scale) {
-  const int64_t group = q.dim(1) / kv.n_kv_heads;
-  return Row(q.Row<float>(t) + head * kv.head_dim, kv, head / group, position + 1, scale);
+template <typename Args>
+Row MakeRow(const Args& args, int64_t t, int64_t head, int64_t position, const KvView& kv) {
+  const int64_t group = args.q.dim(1) / kv.n_kv_heads;
+  return Row({.q = args.q, .dual = args.dual, .t = t, .head = head, .position = position}, kv,
+             head / group, args.scale);
 }
 
 }  // namespace
@@ -96,7 +114,7 @@ void AttendDense(const AttendDenseArgs& args) {
   for (int64_t t = 0; t < args.q.dim(0); ++t) {
     for (int64_t h = 0; h < args.q.dim(1); ++h) {
       if (args.head_mask != nullptr && !args.head_mask[h]) continue;
-      const Row row = MakeRow(args.q, t, h, args.q_begin + t, args.kv, args.scale);
+      const Row row = MakeRow(args, t, h, args.q_begin + t, args.kv);
       const double lse = row.Attend(InWindow(args.window, args.q_begin + t),
                                     args.out.Row<float>(t) + h * head_dim);
       if (!args.lse.empty()) args.lse.Row<float>(t)[h] = static_cast<float>(lse);
@@ -109,7 +127,7 @@ void AttendDecode(const AttendDecodeArgs& args) {
   for (int64_t b = 0; b < args.q.dim(0); ++b) {
     const KvView& kv = args.kvs[b];
     for (int64_t h = 0; h < args.q.dim(1); ++h) {
-      const Row row = MakeRow(args.q, b, h, kv.n_tokens - 1, kv, args.scale);
+      const Row row = MakeRow(args, b, h, kv.n_tokens - 1, kv);
       row.Attend(InWindow(args.window, kv.n_tokens - 1), args.out.Row<float>(b) + h * kv.head_dim);
     }
   }
@@ -140,7 +158,7 @@ void AttendSparse(const AttendSparseArgs& args) {
         return kind == HeadKind::kDense || IsLocal(plan.local, i, key) || in_stripe[key] ||
                in_band[(i - key) / kBandWidth];
       };
-      const Row row = MakeRow(args.q, t, h, args.q_begin + t, args.kv, args.scale);
+      const Row row = MakeRow(args, t, h, args.q_begin + t, args.kv);
       const double lse = row.Attend(kept, args.out.Row<float>(t) + h * head_dim);
       args.lse.Row<float>(t)[h] = static_cast<float>(lse);
     }
@@ -153,7 +171,7 @@ void SampleLse(const SampleLseArgs& args) {
     for (int64_t r = 0; r < args.n_rows; ++r) {
       const int64_t t = args.rows[r];
       LH_CHECK(0 <= t && t < args.q.dim(0));
-      const Row row = MakeRow(args.q, t, h, args.q_begin + t, args.kv, args.scale);
+      const Row row = MakeRow(args, t, h, args.q_begin + t, args.kv);
       const auto local = [&](int64_t key) { return IsLocal(args.local, args.q_begin + t, key); };
       args.lse_full.Row<float>(h)[r] = static_cast<float>(row.Lse(kAllKeys));
       args.lse_local.Row<float>(h)[r] = static_cast<float>(row.Lse(local));
@@ -175,7 +193,7 @@ void SampleMass(const SampleMassArgs& args) {
       const int64_t t = args.rows[r];
       const int64_t i = args.q_begin + t;
       const double lse = args.lse_full.Row<float>(h)[r];
-      const Row row = MakeRow(args.q, t, h, args.q_begin + t, args.kv, args.scale);
+      const Row row = MakeRow(args, t, h, args.q_begin + t, args.kv);
       for (int64_t key = 0; key < row.n_keys(); ++key) {
         if (args.scope == MassScope::kRemote && IsLocal(args.local, i, key)) continue;
         const double p = std::exp(row.score(key) - lse);

@@ -182,7 +182,17 @@ void RopeKvWrite(const RopeKvWriteArgs& args) {
   for (int64_t t = 0; t < args.q.dim(0); ++t) {
     const float* cos_sin = args.cos_sin.Row<float>(t);
     for (int64_t h = 0; h < args.q.dim(1); ++h) {
-      Rotate(args.q.Row<float>(t) + h * head_dim, cos_sin, n_pairs);
+      float* q = args.q.Row<float>(t) + h * head_dim;
+      if (!args.dual.next.empty()) {
+        for (int64_t d = 0; d < head_dim; ++d) q[d] *= args.dual.q_scale[t];
+        float* next = args.dual.next.Row<float>(t) + h * head_dim;
+        float* far = args.dual.far.Row<float>(t) + h * head_dim;
+        std::copy_n(q, head_dim, next);
+        std::copy_n(q, head_dim, far);
+        Rotate(next, args.dual.next_cos_sin.Row<float>(t), n_pairs);
+        Rotate(far, args.dual.far_cos_sin.Row<float>(t), n_pairs);
+      }
+      Rotate(q, cos_sin, n_pairs);
     }
     const KvView& kv = args.kvs[t / args.rows_per_kv];
     const int64_t position = args.positions[t];
