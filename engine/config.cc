@@ -35,6 +35,10 @@ absl::Status EngineConfig::Validate() const {
   LH_RETURN_IF_ERROR(
       CheckRange("max_num_queued_tokens", max_num_queued_tokens, 1, int64_t{1} << 40));
   LH_RETURN_IF_ERROR(CheckRange("retry_keep_us", retry_keep_us, 0, 86'400'000'000));
+  if (!(gpu_memory_utilization > 0 && gpu_memory_utilization <= 1)) {
+    return absl::InvalidArgumentError(fmt::format(
+        "gpu_memory_utilization is {}; it must be above 0, at most 1", gpu_memory_utilization));
+  }
   if (!(retry_keep_share >= 0 && retry_keep_share <= 1)) {
     return absl::InvalidArgumentError(
         fmt::format("retry_keep_share is {}; it must be in [0, 1]", retry_keep_share));

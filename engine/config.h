@@ -22,14 +22,15 @@ enum class PrefillOrder : uint8_t { kAuto, kEpoch, kLayer };
 struct EngineConfig {
   int64_t max_model_len = 0;     // tokens, prompt + output; 0 = what the model allows
   int64_t kv_cache_bytes = 0;    // page pool; 0 = a share of free memory, chosen by the server
-  DType kv_dtype = DType::kF32;  // kF32 or kBF16
+  DType kv_dtype = DType::kF32;  // kF32 or kBF16; a GPU takes its own, bf16
+  double gpu_memory_utilization = 0.9;  // share of a GPU's memory for weights, KV cache and work
   std::optional<WeightFormat> weight_format;  // of linear layers; none = that of the checkpoint
-  std::string weight_cache_dir;  // packed weights are kept here; empty = nowhere
-  int64_t epoch_tokens = 4096;   // prefill grid; a multiple of 64; part of the prefix cache key
-  int64_t slice_us = 250'000;    // time budget of one slice
-  int64_t max_num_seqs = 64;     // sequences decoding or prefilling at once
-  int64_t max_prefills = 5;      // prompts prefilled in turn, one place kept for short
-                                 // ones; each holds one epoch of hidden state
+  std::string weight_cache_dir;               // packed weights are kept here; empty = nowhere
+  int64_t epoch_tokens = 4096;  // prefill grid; a multiple of 64; part of the prefix cache key
+  int64_t slice_us = 250'000;   // time budget of one slice
+  int64_t max_num_seqs = 64;    // sequences decoding or prefilling at once
+  int64_t max_prefills = 5;     // prompts prefilled in turn, one place kept for short
+                                // ones; each holds one epoch of hidden state
   int64_t max_num_queued_reqs = 256;
   int64_t max_num_queued_tokens = int64_t{1} << 24;  // prompt tokens of waiting requests together
   int64_t retry_keep_us = 120'000'000;  // pages of a request that broke off are kept so long

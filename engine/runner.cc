@@ -19,6 +19,7 @@
 #include "engine/request.h"
 #include "kernels/base/arena.h"
 #include "kernels/base/checked_math.h"
+#include "kernels/host_memory.h"
 
 namespace longhaul {
 namespace {
@@ -34,7 +35,18 @@ int64_t MicrosecondsSince(Clock::time_point begin) {
   return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin).count();
 }
 
-absl::Status DoesNotFit(const MemoryPlan& plan, int64_t total_bytes) {
+// What the runner may hold of the backend's memory before it loaded anything. Of a machine that is
+// all of it, since a KV pool costs memory as it fills; of a device the configured share, less what
+// others hold there.
+int64_t UsableBytes(const EngineConfig& config, const Backend& backend) {
+  const MemoryInfo memory = backend.Memory();
+  if (backend.is_host()) return memory.total_bytes;
+  const auto share =
+      static_cast<int64_t>(config.gpu_memory_utilization * static_cast<double>(memory.total_bytes));
+  return share - (memory.total_bytes - memory.available_bytes);
+}
+
+absl::Status DoesNotFit(const MemoryPlan& plan, const Backend& backend, int64_t usable_bytes) {
   std::string layer_store;
   if (plan.layer_store_bytes > 0) {
     layer_store = fmt::format(
@@ -44,35 +56,46 @@ absl::Status DoesNotFit(const MemoryPlan& plan, int64_t total_bytes) {
   }
   return absl::ResourceExhaustedError(fmt::format(
       "a KV cache of {:.2f} GiB does not fit: with {:.2f} GiB of weights, {:.2f} GiB of workspace "
-      "and {:.2f} GiB of hidden states it exceeds the {:.2f} GiB of this machine; lower the KV "
+      "and {:.2f} GiB of hidden states it exceeds the {:.2f} GiB of this {}; lower the KV "
       "cache memory{}",
       GiB(plan.kv_pool_bytes), GiB(plan.weight_bytes), GiB(plan.workspace_bytes),
-      GiB(plan.hidden_bytes + plan.layer_store_bytes), GiB(total_bytes), layer_store));
+      GiB(plan.hidden_bytes + plan.layer_store_bytes), GiB(usable_bytes),
+      backend.is_host() ? "machine" : "GPU that may be used (--gpu-memory-utilization)",
+      layer_store));
+}
+
+// Pages of the KV pool when nobody says how many.
+int64_t AutoPages(const EngineConfig& config, int64_t page_bytes, const Backend& backend,
+                  int64_t left_bytes) {
+  if (!backend.is_host()) return left_bytes / page_bytes;
+  const int64_t n_sequences = std::min(config.max_num_seqs, kAutoKvSequences);
+  const double share = kAutoKvShare * static_cast<double>(backend.Memory().available_bytes);
+  return std::min(n_sequences * CeilDiv(config.max_model_len, kPageTokens),
+                  static_cast<int64_t>(share / static_cast<double>(page_bytes)));
 }
 
 // Fills kv_pool_bytes, a whole number of pages.
-absl::Status PlanKvPool(const EngineConfig& config, const KvLayout& layout,
-                        const MemoryInfo& memory, MemoryPlan& plan) {
+absl::Status PlanKvPool(const EngineConfig& config, const KvLayout& layout, const Backend& backend,
+                        int64_t usable_bytes, MemoryPlan& plan) {
   const int64_t page_bytes = layout.PageBytes();
+  const int64_t others =
+      plan.weight_bytes + plan.workspace_bytes + plan.hidden_bytes + plan.layer_store_bytes;
+  const int64_t left = std::max<int64_t>(usable_bytes - std::min(others, usable_bytes), 0);
   int64_t n_pages = config.kv_cache_bytes / page_bytes;
-  if (config.kv_cache_bytes == 0) {
-    const int64_t n_sequences = std::min(config.max_num_seqs, kAutoKvSequences);
-    const double share = kAutoKvShare * static_cast<double>(memory.available_bytes);
-    n_pages = std::min(n_sequences * CeilDiv(config.max_model_len, kPageTokens),
-                       static_cast<int64_t>(share / static_cast<double>(page_bytes)));
-  }
+  if (config.kv_cache_bytes == 0) n_pages = AutoPages(config, page_bytes, backend, left);
   n_pages = std::min<int64_t>(n_pages, std::numeric_limits<int32_t>::max());  // page ids are int32
+  plan.kv_pool_bytes =
+      CheckedMul(n_pages, page_bytes).value_or(std::numeric_limits<int64_t>::max());
+  if (n_pages == 0 && config.kv_cache_bytes == 0) {
+    plan.kv_pool_bytes = page_bytes;
+    return DoesNotFit(plan, backend, usable_bytes);
+  }
   if (n_pages == 0) {
     return absl::InvalidArgumentError(fmt::format(
         "the KV cache is smaller than one page of this model ({} bytes); raise the KV cache memory",
         page_bytes));
   }
-  const int64_t others =
-      plan.weight_bytes + plan.workspace_bytes + plan.hidden_bytes + plan.layer_store_bytes;
-  const int64_t left = memory.total_bytes - std::min(others, memory.total_bytes);
-  plan.kv_pool_bytes =
-      CheckedMul(n_pages, page_bytes).value_or(std::numeric_limits<int64_t>::max());
-  return plan.kv_pool_bytes <= left ? absl::OkStatus() : DoesNotFit(plan, memory.total_bytes);
+  return plan.kv_pool_bytes <= left ? absl::OkStatus() : DoesNotFit(plan, backend, usable_bytes);
 }
 
 void LogPlan(const ModelConfig& model, const EngineConfig& config, const MemoryPlan& plan,
@@ -121,6 +144,7 @@ class Runner final : public Executor {
     Buffer hidden;       // [max_prefills, epoch_tokens, E] f32
     Buffer layer_store;  // [max_model_len, E] f32 with PrefillOrder::kLayer, else empty
     Buffer logits;       // [NLogitRows, V] f32
+    Buffer host_logits;  // the same on the host, of a backend whose memory the host cannot read
   };
 
   Runner(std::unique_ptr<Backend> backend, std::unique_ptr<const ModelConfig> model,
@@ -135,6 +159,7 @@ class Runner final : public Executor {
         hidden_(std::move(memory.hidden)),
         layer_store_(std::move(memory.layer_store)),
         logits_(std::move(memory.logits)),
+        host_logits_(std::move(memory.host_logits)),
         arena_(std::move(memory.workspace)),
         transformer_(*model_, *weights_, *backend_, layout_, kv_pool_.data()) {}
 
@@ -200,8 +225,9 @@ class Runner final : public Executor {
 
   void Decode(const std::vector<DecodeRow>& rows, StepResult& result) {
     const auto begin = Clock::now();
-    const TensorView logits = TakeLogits(static_cast<int64_t>(rows.size()));
-    transformer_.Decode(rows, logits, arena_);
+    const TensorView computed = TakeLogits(static_cast<int64_t>(rows.size()));
+    transformer_.Decode(rows, computed, arena_);
+    const TensorView logits = OnHost(computed);
     backend_->Synchronize();
     for (int64_t i = 0; i < logits.dim(0); ++i) {
       result.decode_logits.push_back({logits.Row<float>(i), static_cast<size_t>(logits.dim(1))});
@@ -232,12 +258,12 @@ class Runner final : public Executor {
 
     SliceResult result;
     TensorView logits;
-    if (IsFinal(slice)) {
-      logits = TakeLogits(1);
-      result.logits = {logits.As<float>(), static_cast<size_t>(logits.dim(1))};
-    }
+    if (IsFinal(slice)) logits = TakeLogits(1);
     const TensorView hidden = HiddenOf(slice);
     transformer_.Prefill(slice, hidden, logits, arena_, result.report);
+    if (IsFinal(slice)) {
+      result.logits = {OnHost(logits).As<float>(), static_cast<size_t>(logits.dim(1))};
+    }
     backend_->Synchronize();
     if (!slice.logprob_tokens.empty()) ReadLogprobs(slice, hidden, result.prompt_logprobs);
     if (slice.border_state != nullptr) {
@@ -259,8 +285,9 @@ class Runner final : public Executor {
     out.top.reserve(n_tokens * out.n_top);
     for (int64_t begin = 0; begin < n_tokens; begin += kLogprobRows) {
       const int64_t end = std::min(begin + kLogprobRows, n_tokens);
-      const TensorView logits = LogitRows(NStepLogitRows(config_), end - begin);
-      transformer_.Logits(hidden.Slice(begin, end), logits, arena_);
+      const TensorView computed = LogitRows(NStepLogitRows(config_), end - begin);
+      transformer_.Logits(hidden.Slice(begin, end), computed, arena_);
+      const TensorView logits = OnHost(computed);
       backend_->Synchronize();
       for (int64_t i = begin; i < end; ++i) {
         AppendPromptToken({logits.Row<float>(i - begin), static_cast<size_t>(logits.dim(1))},
@@ -281,6 +308,17 @@ class Runner final : public Executor {
     return TensorView(static_cast<float*>(logits_.data()) + first * vocab, DType::kF32, {n, vocab});
   }
 
+  // Rows of the logits buffer where the host reads them, behind the next Synchronize. Sampling is
+  // on the host: a row of a large vocabulary is half a megabyte, some microseconds of a copy.
+  TensorView OnHost(TensorView logits) const {
+    if (backend_->is_host()) return logits;
+    const int64_t offset = logits.As<float>() - static_cast<const float*>(logits_.data());
+    const TensorView copy(static_cast<float*>(host_logits_.data()) + offset, DType::kF32,
+                          {logits.dim(0), logits.dim(1)});
+    backend_->Download(logits.data(), copy.data(), static_cast<int64_t>(logits.NumBytes()));
+    return copy;
+  }
+
   // Declared in the order of need: the backend frees what everybody else holds, so it goes last.
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<const ModelConfig> model_;
@@ -291,6 +329,7 @@ class Runner final : public Executor {
   const Buffer hidden_;
   const Buffer layer_store_;
   const Buffer logits_;
+  const Buffer host_logits_;
   Arena arena_;
   Transformer transformer_;
   int64_t n_logits_used_ = 0;
@@ -332,12 +371,19 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
   auto model = std::make_unique<ModelConfig>(std::move(parsed));
   ModelShape& shape = model->shape;
   LH_RETURN_IF_ERROR(CompleteMaxModelLen(*model, config));
+  if (!backend->is_host() && config.kv_dtype != backend->activation_dtype()) {
+    spdlog::info("KV cache: {}, the type of this backend", DTypeName(backend->activation_dtype()));
+    config.kv_dtype = backend->activation_dtype();
+  }
   const KvLayout layout{.n_layers = shape.n_layers,
                         .n_kv_heads = shape.n_kv_heads,
                         .head_dim = shape.head_dim,
                         .dtype = config.kv_dtype};
 
+  LH_RETURN_IF_ERROR(backend->CheckKvLayout(layout));
+
   // Sizes first: what cannot fit is refused before gigabytes of weights were read.
+  const int64_t usable_bytes = UsableBytes(config, *backend);
   MemoryPlan sizes;
   const int64_t logit_bytes =
       NLogitRows(config) * shape.vocab_size * static_cast<int64_t>(sizeof(float));
@@ -351,17 +397,17 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
     sizes.layer_store_bytes =
         config.max_model_len * shape.hidden_size * static_cast<int64_t>(sizeof(float));
   }
-  LH_RETURN_IF_ERROR(PlanKvPool(config, layout, backend->Memory(), sizes));
+  LH_RETURN_IF_ERROR(PlanKvPool(config, layout, *backend, usable_bytes, sizes));
 
   LH_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(model_dir));
   LH_ASSIGN_OR_RETURN(config.model_digest, ModelDigest(model_dir, checkpoint, model->rope));
   LH_ASSIGN_OR_RETURN(ModelWeights loaded, LoadWeights(checkpoint, *model, *backend,
-                                  {.format = config.weight_format,
-                                   .cache_dir = config.weight_cache_dir}));
+                                                       {.format = config.weight_format,
+                                                        .cache_dir = config.weight_cache_dir}));
   auto weights = std::make_unique<ModelWeights>(std::move(loaded));
   shape.n_parameters = weights->n_parameters;
   sizes.weight_bytes = weights->n_bytes;
-  LH_RETURN_IF_ERROR(PlanKvPool(config, layout, backend->Memory(), sizes));
+  LH_RETURN_IF_ERROR(PlanKvPool(config, layout, *backend, usable_bytes, sizes));
 
   Runner::Memory memory;
   LH_ASSIGN_OR_RETURN(memory.kv_pool, backend->Allocate(sizes.kv_pool_bytes));
@@ -371,6 +417,9 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
     LH_ASSIGN_OR_RETURN(memory.layer_store, backend->Allocate(sizes.layer_store_bytes));
   }
   LH_ASSIGN_OR_RETURN(memory.logits, backend->Allocate(logit_bytes));
+  if (!backend->is_host()) {
+    LH_ASSIGN_OR_RETURN(memory.host_logits, AllocateHost(logit_bytes));
+  }
   LogPlan(*model, config, sizes, layout, backend->Description());
   if (plan != nullptr) *plan = sizes;
   return std::make_unique<Runner>(std::move(backend), std::move(model), std::move(weights), config,

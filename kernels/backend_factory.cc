@@ -13,7 +13,8 @@ absl::StatusOr<BackendKind> ParseBackendKind(const std::string& name) {
       fmt::format("unknown backend '{}'; use auto, ref, cpu or cuda", name));
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(BackendKind kind, int n_threads) {
+absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(BackendKind kind, int n_threads,
+                                                       std::string* why_cpu) {
   switch (kind) {
     case BackendKind::kRef:
       return CreateRefBackend();
@@ -27,6 +28,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(BackendKind kind, int n_t
   absl::StatusOr<std::unique_ptr<Backend>> cuda = CreateCudaBackend();
   // Not built or no GPU: the CPU serves. A GPU that is there but fails is for the operator to see.
   if (cuda.ok() || !absl::IsUnavailable(cuda.status())) return cuda;
+  if (why_cpu != nullptr) *why_cpu = std::string(cuda.status().message());
   return CreateCpuBackend(n_threads);
 }
 

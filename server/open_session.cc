@@ -1,5 +1,8 @@
 #include "server/open_session.h"
 
+#include <spdlog/spdlog.h>
+
+#include <string>
 #include <utility>
 
 #include "engine/runner.h"
@@ -17,8 +20,10 @@ absl::StatusOr<std::unique_ptr<Session>> OpenSession(
   }
   LH_ASSIGN_OR_RETURN(EngineConfig engine_config, config.ToEngineConfig());
   LH_ASSIGN_OR_RETURN(const BackendKind kind, ParseBackendKind(config.backend));
+  std::string why_cpu;
   LH_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
-                      CreateBackend(kind, static_cast<int>(config.threads)));
+                      CreateBackend(kind, static_cast<int>(config.threads), &why_cpu));
+  if (!why_cpu.empty()) spdlog::info("the CPU serves: {}", why_cpu);
 
   MemoryPlan plan;
   LH_ASSIGN_OR_RETURN(std::unique_ptr<Executor> runner,

@@ -311,6 +311,7 @@ absl::StatusOr<EngineConfig> ServerConfig::ToEngineConfig() const {
   EngineConfig engine;
   engine.max_model_len = max_model_len;
   engine.kv_cache_bytes = kv_cache_memory_bytes;
+  engine.gpu_memory_utilization = gpu_memory_utilization;
   engine.kv_dtype = kv_cache_dtype == "bfloat16" ? DType::kBF16 : DType::kF32;
   if (dtype == "float32") engine.weight_format = WeightFormat::kF32;
   if (dtype == "bfloat16") engine.weight_format = WeightFormat::kBF16;

@@ -22,9 +22,12 @@ TEST(BackendFactoryTest, ParsesItsNames) {
 }
 
 TEST(BackendFactoryTest, AutoAlwaysFindsABackend) {
-  const auto backend = CreateBackend(BackendKind::kAuto, 1);
+  std::string why_cpu;
+  const auto backend = CreateBackend(BackendKind::kAuto, 1, &why_cpu);
   ASSERT_TRUE(backend.ok()) << backend.status();
   EXPECT_FALSE((*backend)->Description().empty());
+  const bool fell_back = (*backend)->is_host();
+  EXPECT_EQ(fell_back, why_cpu.find("--backend cpu") != std::string::npos) << why_cpu;
 }
 
 TEST(BackendFactoryTest, CpuNamesItsThreads) {
