@@ -85,7 +85,7 @@ LH_DEVICE void CopyQueriesAsync(const SparseParams& p, Shared<BF16> to, int head
 }
 
 template <int kHeadDim>
-LH_DEVICE void WriteRows(const SparseParams& p, int head, int first_row,
+LH_DEVICE void WriteRows(const SparseParams& p, const SparseRows& rows, int warp_row,
                          const SoftmaxState<kHeadDim, kRowTiles>& state) {
   LH_UNROLL
   for (int r = 0; r < kRowTiles; ++r) {
@@ -94,15 +94,16 @@ LH_DEVICE void WriteRows(const SparseParams& p, int head, int first_row,
       float inverse;
       float lse_log2;
       state.Finish(r, half, p.scale_log2, inverse, lse_log2);
-      const int64_t row = first_row + 16 * r + 8 * half + LaneId() / 4;
+      const int64_t row = rows.first - p.q_begin + warp_row + 16 * r + 8 * half + LaneId() / 4;
       if (row >= p.n_tokens) continue;
-      const Global<BF16> out = p.out + (row * p.out_stride + head * kHeadDim + LaneId() % 4 * 2);
+      const Global<BF16> out =
+          p.out + (row * p.out_stride + rows.head * kHeadDim + LaneId() % 4 * 2);
       LH_UNROLL
       for (int d = 0; d < kHeadDim / 8; ++d) {
         StoreVec(out + 8 * d, PackBf16(state.output[r][d][2 * half] * inverse,
                                        state.output[r][d][2 * half + 1] * inverse));
       }
-      if (LaneId() % 4 == 0) p.lse[row * p.lse_stride + head] = lse_log2 * kLn2;
+      if (LaneId() % 4 == 0) p.lse[row * p.lse_stride + rows.head] = lse_log2 * kLn2;
     }
   }
 }
@@ -167,9 +168,9 @@ LH_KERNEL(kThreads, kBlocksPerMultiprocessor)
 SparseKernel(const SparseParams p) {
   using Pipeline = SparsePipeline<kHeadDim>;
   SharedArena arena;
+  TileSlots slots(arena);
   const Shared<BF16> queries = arena.Carve<BF16>(TileElements<kHeadDim>(kBlockRows));
   const Shared<BF16> places = arena.Carve<BF16>(2 * p.depth * Pipeline::kTileElements);
-  TileSlots slots(arena);
   const SparseRows rows = RowsOfBlock(p);
   BandSet bands;
   if (p.max_bands > 0 && rows.kind == HeadKind::kSparse) {
@@ -178,38 +179,36 @@ SparseKernel(const SparseParams p) {
     bands.Fill<kThreads>(p, rows.head, n_words);
   }
 
-  TileWalk walk(p, rows);
   CopyQueriesAsync<kHeadDim>(p, queries, rows.head, rows.first - p.q_begin);
   if (WarpId() == 0) {
-    slots.Fill<kHeadDim>(p, rows, bands, walk, 0);
-    slots.Fill<kHeadDim>(p, rows, bands, walk, 1);
+    slots.Start(p, rows);
+    slots.Fill<kHeadDim>(p, bands, 0);
+    SyncWarp();
+    slots.Fill<kHeadDim>(p, bands, 1);
   }
   SyncThreads();
   const Pipeline tiles(p, places, slots);
-  bool has_next = slots.mask(1) != TileMask::kEmpty;
   tiles.CopyKeys(0, true);
   if (p.depth == 2) {
     tiles.CopyValues(0, true);
-    tiles.CopyKeys(1, has_next);
+    tiles.CopyKeys(1, slots.mask(1) != TileMask::kEmpty);
   }
 
-  const int first_row = rows.first + WarpId() * kWarpRows;
-  const Shared<BF16> warp_queries = queries + TileElements<kHeadDim>(WarpId() * kWarpRows);
-  const bool has_rows = first_row <= rows.last;
   SoftmaxState<kHeadDim, kRowTiles> state;
   state.Clear();
   // Every row has a tile: the window holds the row's own key.
   for (int n = 0; slots.mask(n) != TileMask::kEmpty; ++n) {
     tiles.Wait();
-    has_next = slots.mask(n + 1) != TileMask::kEmpty;
+    const bool has_next = slots.mask(n + 1) != TileMask::kEmpty;
     tiles.CopyValues(n + p.depth - 1, p.depth == 1 || has_next);
-    if (WarpId() == 0) slots.Fill<kHeadDim>(p, rows, bands, walk, n + 2);
-    const bool is_seen = has_rows && slots.IsSeen(n, first_row, first_row + kWarpRows - 1);
+    if (WarpId() == 0) slots.Fill<kHeadDim>(p, bands, n + 2);
+    const bool is_seen = slots.IsSeen(n, WarpId() * kWarpRows, kWarpRows);
     uint32_t weights[kRowTiles][kTileKeys / 8][2];
     if (is_seen) {
       float scores[kRowTiles][kTileKeys / 8][4];
-      ComputeScores<kHeadDim>(scores, warp_queries, tiles.Keys(n));
-      if (slots.mask(n) != TileMask::kNone) slots.Mask(scores, n, first_row, bands);
+      ComputeScores<kHeadDim>(scores, queries + TileElements<kHeadDim>(WarpId() * kWarpRows),
+                              tiles.Keys(n));
+      if (slots.mask(n) != TileMask::kNone) slots.Mask(scores, n, WarpId() * kWarpRows, bands);
       state.Update(scores, weights, p.scale_log2);
     }
     tiles.Wait();
@@ -217,7 +216,7 @@ SparseKernel(const SparseParams p) {
     if (is_seen) AddValues<kHeadDim>(state.output, weights, tiles.Values(n));
   }
   CopyAsyncWait<0>();
-  if (has_rows) WriteRows<kHeadDim>(p, rows.head, first_row - p.q_begin, state);
+  WriteRows<kHeadDim>(p, slots.rows(), WarpId() * kWarpRows, state);
 }
 
 template <int kHeadDim>

@@ -80,6 +80,7 @@ struct SparseRows {
 // The tiles that some of the rows need, in the order stripes, sink, bands, window.
 class TileWalk {
  public:
+  TileWalk() = default;
   LH_DEVICE TileWalk(const SparseParams& p, const SparseRows& rows) {
     if (rows.kind == HeadKind::kDense) phase_ = Phase::kDense;
     if (rows.kind != HeadKind::kSparse) return;
@@ -209,8 +210,8 @@ class BandSet {
   }
 
   LH_DEVICE bool Has(int distance) const {
-    const int band = distance / static_cast<int>(kBandWidth);
-    const uint32_t word = words_[band / kBitsPerWord];
+    const uint32_t band = static_cast<uint32_t>(distance) / static_cast<uint32_t>(kBandWidth);
+    const uint32_t word = words_[static_cast<int>(band / kBitsPerWord)];
     return (word >> band % kBitsPerWord & 1) != 0;
   }
 
@@ -232,30 +233,48 @@ enum class TileMask : int32_t {
   kEmpty,      // no tile
 };
 
-// What the block knows of a tile while it is loaded and used. There are three of these: the tile in
-// use, the next one, whose copies are under way, and the one after it.
-inline constexpr int kSlots = 3;
+// What the block knows of a tile while it is loaded and used. Three are in use: that of the
+// tile in use, the next one, whose copies are under way, and the one after it. The walk itself also
+// lies in shared memory: in registers, which scores and output fill, it made the compiler spill.
+inline constexpr int kSlots = 4;  // at least 3; a power of two
 
 class TileSlots {
  public:
   static constexpr int kBytes =
       CarvedBytes<int64_t>(kSlots * kTileKeys) + CarvedBytes<int32_t>(kSlots * kTileKeys) +
-      CarvedBytes<SparseTile>(kSlots) + CarvedBytes<int64_t>(kSlots) + CarvedBytes<int32_t>(kSlots);
+      CarvedBytes<SparseTile>(kSlots) + CarvedBytes<int64_t>(kSlots) +
+      CarvedBytes<int32_t>(kSlots) + CarvedBytes<TileWalk>(1) + CarvedBytes<SparseRows>(1);
 
   LH_DEVICE explicit TileSlots(SharedArena& arena)
       : offset_(arena.Carve<int64_t>(kSlots * kTileKeys)),
         key_(arena.Carve<int32_t>(kSlots * kTileKeys)),
         tile_(arena.Carve<SparseTile>(kSlots)),
         values_(arena.Carve<int64_t>(kSlots)),
-        mask_(arena.Carve<int32_t>(kSlots)) {}
+        mask_(arena.Carve<int32_t>(kSlots)),
+        walk_(arena.Carve<TileWalk>(1)),
+        rows_(arena.Carve<SparseRows>(1)) {}
 
-  // Called by one warp: the next tile of the walk into slot `n` % 3.
+  // Called by one warp, before it fills slots.
+  LH_DEVICE void Start(const SparseParams& p, const SparseRows& rows) {
+    const TileWalk walk(p, rows);
+    if (LaneId() == 0) {
+      walk_[0] = walk;
+      rows_[0] = rows;
+    }
+    SyncWarp();
+  }
+
+  // Called by the same warp: the next tile of the walk into its slot.
   template <int kHeadDim>
-  LH_DEVICE void Fill(const SparseParams& p, const SparseRows& rows, const BandSet& bands,
-                      TileWalk& walk, int n) {
-    const int slot = n % kSlots;
+  LH_DEVICE void Fill(const SparseParams& p, const BandSet& bands, int n) {
+    const int slot = n & (kSlots - 1);
+    const SparseRows rows = rows_[0];
+    TileWalk walk = walk_[0];
     SparseTile tile;
-    if (!walk.Next(p, rows, tile)) {
+    const bool exists = walk.Next(p, rows, tile);
+    SyncWarp();  // all lanes have read the walk
+    if (LaneId() == 0) walk_[0] = walk;
+    if (!exists) {
       if (LaneId() == 0) mask_[slot] = static_cast<int32_t>(TileMask::kEmpty);
       return;
     }
@@ -295,8 +314,9 @@ class TileSlots {
     mask_[slot] = static_cast<int32_t>(mask);
   }
 
+  LH_DEVICE SparseRows rows() const { return rows_[0]; }
   LH_DEVICE TileMask mask(int n) const {
-    const int32_t mask = mask_[n % kSlots];
+    const int32_t mask = mask_[n & (kSlots - 1)];
     return static_cast<TileMask>(mask);
   }
 
@@ -307,10 +327,10 @@ class TileSlots {
   LH_DEVICE void CopyAsync(const SparseParams& p, Shared<BF16> to, int n, bool is_values) const {
     constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, in a row
     constexpr int kTotal = kTileKeys * kPieces;
-    const int slot = n % kSlots;
+    const int slot = n & (kSlots - 1);
     const int64_t values = is_values ? static_cast<int64_t>(values_[slot]) : 0;
-    LH_UNROLL
-    for (int begin = 0; begin < kTotal; begin += kThreads) {
+    LH_UNROLL_BY_TWO  // all at once take registers that the scores need
+        for (int begin = 0; begin < kTotal; begin += kThreads) {
       const int piece = begin + ThreadId();
       if (kTotal % kThreads != 0 && piece >= kTotal) break;
       const int row = piece / kPieces;
@@ -321,21 +341,26 @@ class TileSlots {
     }
   }
 
-  // Whether any row of [first, last] can see a key of tile n; pages only, true for stripes.
-  LH_DEVICE bool IsSeen(int n, int first, int last) const {
-    const SparseTile tile = tile_[n % kSlots];
-    if (tile.is_stripes != 0) return true;
+  // Whether any of n_rows rows of the block, from row `row` on, can see a key of tile n. Rows that
+  // do not exist see none; of stripes it is not known.
+  LH_DEVICE bool IsSeen(int n, int row, int n_rows) const {
+    const SparseRows rows = rows_[0];
+    const SparseTile tile = tile_[n & (kSlots - 1)];
+    const int first = rows.first + row;
+    if (first > rows.last || tile.is_stripes != 0) return first <= rows.last;
+    const int last = first + n_rows - 1;
     return last - tile.first >= tile.near && first - (tile.first + kTileKeys - 1) < tile.far;
   }
 
-  // Scores of pairs that do not count become -infinity. `first_row`: position of the warp's first.
+  // Scores of pairs that do not count become -infinity. `row`: the warp's first in the block.
   template <int kRowTiles>
-  LH_DEVICE void Mask(float (&scores)[kRowTiles][kTileKeys / 8][4], int n, int first_row,
+  LH_DEVICE void Mask(float (&scores)[kRowTiles][kTileKeys / 8][4], int n, int row,
                       const BandSet& bands) const {
-    const int slot = n % kSlots;
+    const int slot = n & (kSlots - 1);
     const SparseTile tile = tile_[slot];
     const bool by_bands = mask(n) == TileMask::kBands;
-    const int lane_row = first_row + LaneId() / 4;
+    const SparseRows rows = rows_[0];
+    const int lane_row = rows.first + row + LaneId() / 4;
     LH_UNROLL
     for (int column = 0; column < kTileKeys / 8; ++column) {
       LH_UNROLL
@@ -383,6 +408,8 @@ class TileSlots {
   Shared<SparseTile> tile_;  // [kSlots]
   Shared<int64_t> values_;   // [kSlots] from a key's row to its value's
   Shared<int32_t> mask_;     // [kSlots] TileMask
+  Shared<TileWalk> walk_;    // [1]
+  Shared<SparseRows> rows_;  // [1]
 };
 
 }  // namespace longhaul::cuda

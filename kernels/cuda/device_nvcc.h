@@ -10,6 +10,7 @@
 #define LH_HOST_DEVICE __host__ __device__ __forceinline__
 #define LH_GRID_CONSTANT __grid_constant__
 #define LH_UNROLL _Pragma("unroll")
+#define LH_UNROLL_BY_TWO _Pragma("unroll 2")
 // A kernel of at most max_threads threads, of which min_blocks blocks shall fit a multiprocessor.
 #define LH_KERNEL(max_threads, min_blocks) \
   __global__ void __launch_bounds__(max_threads, min_blocks)

@@ -16,6 +16,7 @@
 #define LH_HOST_DEVICE inline
 #define LH_GRID_CONSTANT
 #define LH_UNROLL
+#define LH_UNROLL_BY_TWO
 #define LH_KERNEL(max_threads, min_blocks) void
 
 namespace longhaul::cuda {
