@@ -145,6 +145,54 @@ def test_ignore_eos_and_min_tokens(client, needle):
     assert answer.usage.completion_tokens == LONG and answer.choices[0].finish_reason == "length"
 
 
+def test_stop_token_ids_end_an_answer_also_without_eos(server, client, needle):
+    first = server.request("POST", "/tokenize", {"prompt": needle.answer, "add_special_tokens": False}).json["tokens"][0]
+    answer = complete(client, needle.prompt, extra_body={"stop_token_ids": [first], "ignore_eos": True})
+    assert answer.choices[0].text == "" and answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].stop_reason == first
+    longer = complete(client, needle.prompt, extra_body={"stop_token_ids": [first], "min_tokens": 3})
+    assert longer.usage.completion_tokens >= 3
+
+
+def test_echo_with_logprobs_is_the_prompt_and_the_answer(client, needle):
+    ask = {"max_tokens": 4, "echo": True, "logprobs": 2}
+    whole = complete(client, needle.prompt, **ask).choices[0]
+    assert whole.text == needle.prompt + needle.answer + "."
+    assert len(whole.logprobs.tokens) == needle.n_tokens + 4
+    assert whole.logprobs.token_logprobs[0] is None and whole.logprobs.top_logprobs[0] is None
+    for logprob, top in zip(whole.logprobs.token_logprobs[1:], whole.logprobs.top_logprobs[1:]):
+        assert len(top) == 2 and max(top.values()) >= logprob - 1e-6 and logprob <= 0
+    chunks = [chunk.choices[0] for chunk in complete(client, needle.prompt, stream=True, **ask)]
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    for name in ("tokens", "token_logprobs", "text_offset"):
+        parts = [getattr(chunk.logprobs, name) for chunk in chunks if chunk.logprobs]
+        assert sum(parts, []) == getattr(whole.logprobs, name)
+    # What the answer was drawn from is what the next prompt says of it, dense and in one piece.
+    dense = {"sparse": {"mode": "dense"}}
+    answer = complete(client, needle.prompt, logprobs=0, extra_body=dense).choices[0]
+    again = complete(client, needle.prompt + answer.text, echo=True, logprobs=0, max_tokens=0, extra_body=dense).choices[0]
+    for a, b in zip(answer.logprobs.token_logprobs, again.logprobs.token_logprobs[-4:]):
+        assert abs(a - b) < 1e-3
+
+
+def test_prompt_logprobs_have_vllms_shape(client, needle):
+    body = {"prompt_logprobs": 2}
+    complete(client, needle.prompt)  # in the prefix cache now, and not taken from there
+    answer = complete(client, needle.prompt, max_tokens=1, extra_body=body)
+    logprobs = answer.choices[0].prompt_logprobs
+    assert answer.usage.prompt_tokens_details.cached_tokens == 0
+    assert len(logprobs) == needle.n_tokens and logprobs[0] is None
+    for token in logprobs[1:]:
+        assert 2 <= len(token) <= 3
+        ranks = [entry["rank"] for entry in token.values()]
+        assert ranks[0] >= 1 and {1, 2} <= set(ranks)
+        assert all(entry["logprob"] <= 0 and "decoded_token" in entry for entry in token.values())
+    chat = client.chat.completions.create(model="lookup", messages=[{"role": "user", "content": "hi"}],
+                                          max_completion_tokens=2, extra_body=body)
+    assert len(chat.prompt_logprobs) == chat.usage.prompt_tokens
+    assert chat.usage.completion_tokens <= 2
+
+
 def test_chat_answers_and_streams(client, needle):
     messages = [{"role": "user", "content": needle.prompt}]
     fields = {"model": "lookup", "messages": messages, "max_tokens": 8, "temperature": 0}

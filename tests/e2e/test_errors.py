@@ -45,6 +45,8 @@ def still_serving(server):
     (b'{"prompt": "a", "temperature": "hot"}', "temperature"),
     (b'{"prompt": "a", "top_p": 1.5}', "top_p"),
     (b'{"prompt": "a", "logprobs": 21}', "logprobs"),
+    (b'{"prompt": "a", "prompt_logprobs": 21}', "prompt_logprobs"),
+    (b'{"prompt": "a", "prompt_logprobs": 1, "stream": true}', "prompt_logprobs"),
     (b'{"prompt": "a", "stop": ["1","2","3","4","5","6","7","8","9","10","11","12","13","14","15","16","17"]}', "stop"),
     (b'{"prompt": "a", "stream": "yes"}', "stream"),
     (b'{"prompt": "a", "sparse": {"mode": "fast"}}', "sparse.mode"),
