@@ -1,0 +1,453 @@
+// The whole CUDA backend on the emulated device: every op against kernels/ref, a model from its
+// weights to its tokens, and what happens without a GPU, without memory, and after a fault.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "tests/engine/tiny_model.h"
+#include "tests/simt/kernel_test.h"
+
+namespace longhaul {
+namespace {
+
+using simt::ForEachSeed;
+
+// A tensor in the memory of a backend, made of f32 values of the host.
+class DeviceTensor {
+ public:
+  DeviceTensor(Backend& backend, DType dtype, std::vector<int64_t> shape,
+               const std::vector<float>& values)
+      : backend_(backend), dtype_(dtype), n_(static_cast<int64_t>(values.size())) {
+    buffer_ = backend.Allocate(n_bytes()).value();
+    if (dtype == DType::kBF16) {
+      std::vector<BF16> rounded;
+      for (float x : values) rounded.push_back(ToBF16(x));
+      backend.Upload(rounded.data(), buffer_.data(), n_bytes());
+    } else {
+      backend.Upload(values.data(), buffer_.data(), n_bytes());
+    }
+    view = shape.size() == 2   ? TensorView(buffer_.data(), dtype, {shape[0], shape[1]})
+           : shape.size() == 3 ? TensorView(buffer_.data(), dtype, {shape[0], shape[1], shape[2]})
+                               : TensorView(buffer_.data(), dtype, {shape[0]});
+  }
+
+  std::vector<float> Values() const {
+    std::vector<std::byte> bytes(n_bytes());
+    backend_.Download(buffer_.data(), bytes.data(), n_bytes());
+    backend_.Synchronize();
+    std::vector<float> values(n_);
+    for (int64_t i = 0; i < n_; ++i) {
+      values[i] = dtype_ == DType::kBF16 ? ToF32(reinterpret_cast<const BF16*>(bytes.data())[i])
+                                         : reinterpret_cast<const float*>(bytes.data())[i];
+    }
+    return values;
+  }
+
+  TensorView view;
+
+ private:
+  int64_t n_bytes() const { return n_ * static_cast<int64_t>(DTypeBytes(dtype_)); }
+
+  Backend& backend_;
+  DType dtype_;
+  int64_t n_;
+  Buffer buffer_;
+};
+
+template <class T>
+Buffer UploadArray(Backend& backend, const std::vector<T>& values) {
+  const auto n_bytes = static_cast<int64_t>(values.size() * sizeof(T));
+  Buffer buffer = backend.Allocate(n_bytes).value();
+  backend.Upload(values.data(), buffer.data(), n_bytes);
+  return buffer;
+}
+
+// Values that bf16 holds exactly, so that both backends start from the same.
+std::vector<float> RandomValues(int64_t n, int seed, float scale = 1.0f) {
+  std::mt19937 rng(static_cast<unsigned>(seed));
+  std::normal_distribution<float> normal(0, scale);
+  std::vector<float> values(n);
+  for (float& x : values) x = ToF32(ToBF16(normal(rng)));
+  return values;
+}
+
+void ExpectNear(const std::vector<float>& got, const std::vector<float>& expected,
+                float relative_error) {
+  ASSERT_EQ(got.size(), expected.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    ASSERT_NEAR(got[i], expected[i], relative_error * std::max(1.0f, std::abs(expected[i])))
+        << "element " << i;
+  }
+}
+
+constexpr float kBf16Error = 1.0f / 128;  // one rounding of a result, one of what it is made of
+constexpr float kF32Error = 2e-5f;
+
+// Runs an op on both backends; `op` gives its result as f32.
+template <class Op>
+void CompareWithRef(const Op& op, float relative_error) {
+  const std::unique_ptr<Backend> ref = CreateRefBackend();
+  const std::vector<float> expected = op(*ref);
+  ForEachSeed(2, [&] {
+    const std::unique_ptr<Backend> cuda = CreateCudaBackend().value();
+    ExpectNear(op(*cuda), expected, relative_error);
+  });
+}
+
+TEST(CudaOpsTest, Embed) {
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    CompareWithRef(
+        [&](Backend& backend) {
+          const DeviceTensor table(backend, dtype, {11, 37}, RandomValues(11 * 37, 1));
+          const Buffer tokens = UploadArray<int32_t>(backend, {10, 0, 3});
+          const DeviceTensor out(backend, DType::kF32, {3, 37}, std::vector<float>(3 * 37));
+          backend.Embed({.token_ids = static_cast<const int32_t*>(tokens.data()),
+                         .table = table.view,
+                         .out = out.view});
+          return out.Values();
+        },
+        0);
+  }
+}
+
+TEST(CudaOpsTest, RmsNormOfRows) {
+  for (int64_t width : {64, 130, 77}) {
+    CompareWithRef(
+        [&](Backend& backend) {
+          const DeviceTensor x(backend, DType::kF32, {3, width}, RandomValues(3 * width, 2));
+          const DeviceTensor weight(backend, DType::kF32, {width}, RandomValues(width, 3));
+          const DeviceTensor out(backend, backend.activation_dtype(), {3, width},
+                                 std::vector<float>(3 * width));
+          backend.RmsNorm({.x = x.view, .weight = weight.view, .eps = 1e-5f, .out = out.view});
+          return out.Values();
+        },
+        kBf16Error);
+  }
+}
+
+TEST(CudaOpsTest, RmsNormOfHeadsInPlace) {
+  CompareWithRef(
+      [&](Backend& backend) {
+        const DeviceTensor x(backend, backend.activation_dtype(), {3, 5 * 48},
+                             RandomValues(3 * 5 * 48, 4));
+        const DeviceTensor weight(backend, DType::kF32, {48}, RandomValues(48, 5));
+        const TensorView heads = x.view.Columns(48, 4 * 48).SplitColumns(3, 48);
+        backend.RmsNorm({.x = heads, .weight = weight.view, .eps = 1e-6f, .out = heads});
+        return x.Values();
+      },
+      kBf16Error);
+}
+
+TEST(CudaOpsTest, SwiGlu) {
+  for (int64_t width : {40, 13}) {
+    CompareWithRef(
+        [&](Backend& backend) {
+          const DType act = backend.activation_dtype();
+          const DeviceTensor x(backend, act, {3, 2 * width}, RandomValues(6 * width, 6, 4.0f));
+          const DeviceTensor out(backend, act, {3, width}, std::vector<float>(3 * width));
+          backend.SwiGlu({.gate_up = x.view, .out = out.view});
+          return out.Values();
+        },
+        kBf16Error);
+  }
+}
+
+TEST(CudaOpsTest, LinearWithBiasAndAccumulation) {
+  for (const bool accumulate : {false, true}) {
+    for (const bool f32_out : {false, true}) {
+      if (accumulate && !f32_out) continue;
+      CompareWithRef(
+          [&](Backend& backend) {
+            const DType act = backend.activation_dtype();
+            const std::vector<float> w = RandomValues(24 * 40, 7, 0.2f);
+            const TensorView matrix(const_cast<float*>(w.data()), DType::kF32, {24, 40});
+            const auto weight = backend.PrepareLinear(matrix, WeightFormat::kBF16).value();
+            const DeviceTensor x(backend, act, {5, 40}, RandomValues(5 * 40, 8));
+            const DeviceTensor bias(backend, DType::kF32, {24}, RandomValues(24, 9));
+            const DeviceTensor y(backend, f32_out ? DType::kF32 : act, {5, 24},
+                                 RandomValues(5 * 24, 10));
+            backend.Linear({.x = x.view,
+                            .weight = weight.get(),
+                            .bias = bias.view,
+                            .accumulate = accumulate,
+                            .y = y.view});
+            return y.Values();
+          },
+          f32_out ? kF32Error : kBf16Error);
+    }
+  }
+}
+
+TEST(CudaOpsTest, MixtureOfExperts) {
+  for (const bool renormalize : {false, true}) {
+    CompareWithRef(
+        [&](Backend& backend) {
+          const DeviceTensor logits(backend, DType::kF32, {9, 40}, RandomValues(9 * 40, 11));
+          const DeviceTensor shares(backend, DType::kF32, {9, 3}, std::vector<float>(27));
+          const Buffer experts = backend.Allocate(27 * sizeof(int32_t)).value();
+          backend.RouteExperts({.logits = logits.view,
+                                .renormalize = renormalize,
+                                .experts = TensorView(experts.data(), DType::kI32, {9, 3}),
+                                .weights = shares.view});
+          std::vector<int32_t> chosen(27);
+          backend.Download(experts.data(), chosen.data(), 27 * sizeof(int32_t));
+          std::vector<float> result = shares.Values();
+          result.insert(result.end(), chosen.begin(), chosen.end());
+          return result;
+        },
+        1e-5f);
+  }
+  for (int64_t width : {32, 21}) {
+    CompareWithRef(
+        [&](Backend& backend) {
+          const DType act = backend.activation_dtype();
+          const DeviceTensor x(backend, act, {4, width}, RandomValues(4 * width, 12));
+          const DeviceTensor gathered(backend, act, {2, width}, std::vector<float>(2 * width));
+          const DeviceTensor added(backend, DType::kF32, {2, width}, RandomValues(2 * width, 13));
+          const DeviceTensor out(backend, DType::kF32, {4, width}, RandomValues(4 * width, 14));
+          const Buffer rows = UploadArray<int32_t>(backend, {3, 1});
+          const Buffer weights = UploadArray<float>(backend, {0.25f, -2.0f});
+          const auto* row_list = static_cast<const int32_t*>(rows.data());
+          backend.GatherRows({.x = x.view, .rows = row_list, .out = gathered.view});
+          backend.ScatterAddRows({.x = added.view,
+                                  .rows = row_list,
+                                  .weights = static_cast<const float*>(weights.data()),
+                                  .out = out.view});
+          std::vector<float> result = gathered.Values();
+          const std::vector<float> sums = out.Values();
+          result.insert(result.end(), sums.begin(), sums.end());
+          return result;
+        },
+        kF32Error);
+  }
+}
+
+// Two sequences with a row each, or one with two rows; partial rotation; the pool is compared too.
+TEST(CudaOpsTest, RopeTableAndKvWrite) {
+  for (const int64_t rows_per_kv : {1, 2}) {
+    for (const int64_t n_pairs : {32, 12}) {
+      CompareWithRef(
+          [&](Backend& backend) {
+            const DType act = backend.activation_dtype();
+            const KvLayout layout{
+                .n_layers = 2, .n_kv_heads = 2, .head_dim = 64, .dtype = DType::kBF16};
+            const int64_t n_pool = 3 * layout.PageBytes() / 2;
+            const DeviceTensor pool(backend, DType::kBF16, {n_pool}, std::vector<float>(n_pool));
+            const DeviceTensor qkv(backend, act, {2, 8 * 64}, RandomValues(2 * 8 * 64, 15));
+            const Buffer pages = UploadArray<int32_t>(backend, {2, 0, 1});
+            const auto* first_page = static_cast<const int32_t*>(pages.data());
+            std::vector<KvView> kvs = {layout.View(pool.view.data(), first_page, 66, 1)};
+            if (rows_per_kv == 1) {
+              kvs.push_back(layout.View(pool.view.data(), first_page + 2, 6, 1));
+            }
+            std::vector<int64_t> positions = {64, 65};
+            if (rows_per_kv == 1) positions = {65, 5};
+            const Buffer device_positions = UploadArray(backend, positions);
+            const Buffer kvs_copy = UploadArray(backend, kvs);
+            std::vector<double> inv_freq;
+            for (int64_t i = 0; i < n_pairs; ++i) inv_freq.push_back(std::pow(0.7, i));
+            const DeviceTensor cos_sin(backend, DType::kF32, {2, n_pairs, 2},
+                                       std::vector<float>(4 * n_pairs));
+            const auto* device_position = static_cast<const int64_t*>(device_positions.data());
+            backend.RopeTable({.positions = device_position,
+                               .inv_freq = inv_freq.data(),
+                               .scale = 1.25,
+                               .cos_sin = cos_sin.view});
+            backend.RopeKvWrite({.q = qkv.view.Columns(0, 4 * 64).SplitColumns(4, 64),
+                                 .k = qkv.view.Columns(4 * 64, 6 * 64).SplitColumns(2, 64),
+                                 .v = qkv.view.Columns(6 * 64, 8 * 64).SplitColumns(2, 64),
+                                 .cos_sin = cos_sin.view,
+                                 .positions = device_position,
+                                 .kvs = kvs.data(),
+                                 .kvs_copy = static_cast<const KvView*>(kvs_copy.data()),
+                                 .rows_per_kv = rows_per_kv});
+            std::vector<float> result = qkv.Values();
+            const std::vector<float> written = pool.Values();
+            result.insert(result.end(), written.begin(), written.end());
+            return result;
+          },
+          kBf16Error);
+    }
+  }
+}
+
+TEST(CudaOpsTest, CopyPages) {
+  CompareWithRef(
+      [](Backend& backend) {
+        const DeviceTensor pool(backend, DType::kF32, {12}, RandomValues(12, 16));
+        const std::vector<int32_t> src = {0, 2};
+        const std::vector<int32_t> dst = {1, 2};
+        backend.CopyPages({.pool = static_cast<std::byte*>(pool.view.data()),
+                           .page_bytes = 16,
+                           .src = src.data(),
+                           .dst = dst.data(),
+                           .n = 2});
+        return pool.Values();
+      },
+      0);
+}
+
+TEST(CudaMemoryTest, LargeCopiesPassTheStagingMemory) {
+  const std::unique_ptr<Backend> backend = CreateCudaBackend().value();
+  const int64_t n = (int64_t{37} << 20) + 13;
+  std::vector<uint8_t> sent(n), received(n);
+  for (int64_t i = 0; i < n; ++i) sent[i] = static_cast<uint8_t>(i * 2654435761u >> 13);
+  const Buffer buffer = backend->Allocate(n).value();
+  const std::vector<uint8_t> copy = sent;
+  backend->Upload(sent.data(), buffer.data(), n);
+  std::fill(sent.begin(), sent.end(), 0);  // may change as soon as Upload returned
+  backend->Download(buffer.data(), received.data(), n);
+  backend->Synchronize();
+  EXPECT_EQ(received, copy);
+}
+
+// ---- A model ----
+
+// Tokens of models/lookup.
+constexpr int32_t kBeginOfText = 2044, kEndOfText = 2045, kParagraph = 1257, kFirstWord = 1258;
+// "The code of stern market is #", and "243606557.\n".
+const std::vector<int32_t> kQuestion = {1845, 1799, 1761, 1349, 1494, 1810, 1256};
+const std::vector<int32_t> kAnswer = {499, 862, 813, kParagraph};
+
+std::vector<int32_t> Haystack(int64_t n_tokens) {
+  std::vector<int32_t> prompt = {kBeginOfText};
+  prompt.insert(prompt.end(), kQuestion.begin(), kQuestion.end());
+  prompt.insert(prompt.end(), kAnswer.begin(), kAnswer.end());
+  std::mt19937 rng(17);
+  while (static_cast<int64_t>(prompt.size() + kQuestion.size()) < n_tokens) {
+    prompt.push_back(static_cast<int32_t>(kFirstWord + rng() % 500));
+  }
+  prompt.insert(prompt.end(), kQuestion.begin(), kQuestion.end());
+  return prompt;
+}
+
+// Greedy tokens of one prompt, and the report of its prefill.
+std::vector<int32_t> Generate(std::unique_ptr<Backend> backend, const std::string& mode,
+                              SparseReport& report) {
+  constexpr int64_t kTokens = 390;
+  EngineConfig config;
+  config.max_model_len = 512;
+  config.kv_cache_bytes = 2 << 20;
+  config.kv_dtype = DType::kBF16;
+  config.epoch_tokens = 128;
+  config.max_num_seqs = 2;
+  config.max_prefills = 1;
+  auto executor = LoadRunner("models/lookup", std::move(backend), config, nullptr);
+  EXPECT_TRUE(executor.ok()) << executor.status();
+  if (!executor.ok()) return {};
+  testing::DrivenSequence s = testing::MakeSequence(Haystack(kTokens), 0, 1, kTokens + 8);
+  s.sparse.mode = *ParseSparseMode(mode);
+  s.sparse.window = 64;
+  s.sparse.sink = 16;
+  const auto best = [](const std::vector<float>& logits) {
+    return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  };
+  std::vector<int32_t> output = {best(testing::Prefill(**executor, s, config.epoch_tokens))};
+  while (output.size() < 5) {
+    output.push_back(best(testing::DecodeOne(**executor, s, output.back())));
+  }
+  report = s.report;
+  return output;
+}
+
+TEST(CudaModelTest, GivesTheTokensOfTheCpu) {
+  std::vector<int32_t> expected = kAnswer;
+  expected.push_back(kEndOfText);
+  for (const std::string mode : {"dense", "sample", "paper", "streaming"}) {
+    SparseReport cpu_report, cuda_report;
+    const std::vector<int32_t> cpu = Generate(CreateCpuBackend(2), mode, cpu_report);
+    simt::SetSeed(5);
+    const std::vector<int32_t> cuda = Generate(CreateCudaBackend().value(), mode, cuda_report);
+    simt::Reset();
+    EXPECT_EQ(cuda, cpu) << mode;
+    EXPECT_EQ(cuda_report.causal_pairs, cpu_report.causal_pairs) << mode;
+    EXPECT_EQ(cuda_report.n_head_epochs, cpu_report.n_head_epochs) << mode;
+    EXPECT_NEAR(cuda_report.Density(), cpu_report.Density(), 0.05) << mode;
+    EXPECT_NEAR(cuda_report.RecallMean(), cpu_report.RecallMean(), 0.01) << mode;
+    if (mode != "streaming") {
+      EXPECT_EQ(cuda, expected) << mode;
+    }
+  }
+}
+
+// ---- What goes wrong ----
+
+class CudaStartTest : public ::testing::Test {
+ protected:
+  void TearDown() override {
+    simt::SetDeviceCount(1);
+    simt::SetDeviceMemoryBytes(int64_t{1} << 30);
+    simt::Reset();
+  }
+};
+
+TEST_F(CudaStartTest, WithoutAGpuTheCpuServes) {
+  simt::SetDeviceCount(0);
+  const absl::Status status = CreateBackend(BackendKind::kCuda, 1).status();
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  std::string why_cpu;
+  const auto backend = CreateBackend(BackendKind::kAuto, 1, &why_cpu);
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  EXPECT_TRUE((*backend)->is_host());
+  EXPECT_NE(why_cpu.find("GPU"), std::string::npos) << why_cpu;
+}
+
+TEST_F(CudaStartTest, AutoTakesTheGpu) {
+  std::string why_cpu;
+  const auto backend = CreateBackend(BackendKind::kAuto, 1, &why_cpu);
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  EXPECT_FALSE((*backend)->is_host());
+  EXPECT_EQ(why_cpu, "");
+}
+
+TEST_F(CudaStartTest, AModelThatDoesNotFitIsRefusedWithNumbers) {
+  simt::SetDeviceMemoryBytes(int64_t{64} << 20);
+  EngineConfig config;
+  config.max_model_len = 1 << 20;
+  const auto runner = LoadRunner("models/lookup", CreateCudaBackend().value(), config, nullptr);
+  ASSERT_FALSE(runner.ok());
+  const std::string text(runner.status().message());
+  EXPECT_TRUE(absl::IsResourceExhausted(runner.status())) << text;
+  EXPECT_NE(text.find("--gpu-memory-utilization"), std::string::npos) << text;
+}
+
+TEST_F(CudaStartTest, AllocationThatFailsIsAStatus) {
+  const std::unique_ptr<Backend> backend = CreateCudaBackend().value();
+  const absl::Status status = backend->Allocate(int64_t{1} << 50).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+  EXPECT_NE(std::string(status.message()).find("1125899906842624"), std::string::npos);
+  EXPECT_TRUE(backend->Allocate(1024).ok());
+}
+
+TEST_F(CudaStartTest, KvCachesThatNoKernelReadsAreRefused) {
+  const std::unique_ptr<Backend> backend = CreateCudaBackend().value();
+  KvLayout layout{.n_layers = 1, .n_kv_heads = 1, .head_dim = 64, .dtype = DType::kBF16};
+  EXPECT_TRUE(backend->CheckKvLayout(layout).ok());
+  layout.head_dim = 72;
+  EXPECT_TRUE(absl::IsUnimplemented(backend->CheckKvLayout(layout)));
+  layout.head_dim = 64;
+  layout.dtype = DType::kF32;
+  EXPECT_TRUE(absl::IsUnimplemented(backend->CheckKvLayout(layout)));
+}
+
+TEST(CudaFaultDeathTest, NamesTheOp) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_DEATH(
+      {
+        const std::unique_ptr<Backend> backend = CreateCudaBackend().value();
+        const DeviceTensor x(*backend, DType::kBF16, {2, 16}, std::vector<float>(32));
+        const DeviceTensor out(*backend, DType::kBF16, {2, 8}, std::vector<float>(16));
+        simt::FailLaunch(0, cudaErrorLaunchFailure);
+        backend->SwiGlu({.gate_up = x.view, .out = out.view});
+      },
+      "CUDA error in SwiGlu");
+}
+
+}  // namespace
+}  // namespace longhaul
