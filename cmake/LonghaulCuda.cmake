@@ -18,6 +18,7 @@ set(CMAKE_CUDA_EXTENSIONS OFF)
 # CMake 3.25 does not know that nvcc 13 has C++20.
 set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
 set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
-set(CMAKE_CUDA_FLAGS "${CMAKE_CUDA_FLAGS} --Werror all-warnings -Xcompiler=-Wall,-Wextra,-Werror -Xptxas=-v")
+# Relaxed: constexpr functions of the host (kernels/select_math.h, std::min) run on the device too.
+set(CMAKE_CUDA_FLAGS "${CMAKE_CUDA_FLAGS} --expt-relaxed-constexpr --Werror all-warnings -Xcompiler=-Wall,-Wextra,-Werror -Xptxas=-v")
 set(CMAKE_CUDA_FLAGS_RELWITHDEBINFO "-O3 -lineinfo -DNDEBUG")
 set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CURRENT_LIST_DIR}/nvcc_with_report.sh ${CCACHE})

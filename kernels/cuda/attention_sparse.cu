@@ -8,6 +8,7 @@
 #include "kernels/cuda/attention_sparse_tiles.cuh"
 #include "kernels/cuda/head_dim.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/scratch_carver.h"
 
 namespace longhaul::cuda {
 namespace {
@@ -252,14 +253,12 @@ cudaError_t LaunchSparse(SparseParams p, const DeviceLimits& limits, cudaStream_
 // Points the parameters into the scratch; returns its size.
 int64_t CarveScratch(int64_t n_heads, int64_t head_dim, const StripeCopies& copies,
                      std::byte* scratch, SparseParams& p) {
-  const int64_t copies_at = 0;
-  const int64_t begin_at = copies_at + 2 * copies.n_keys * head_dim * int64_t{sizeof(BF16)};
-  const int64_t order_at = begin_at + n_heads * int64_t{sizeof(int64_t)};
-  p.copies = reinterpret_cast<BF16*>(scratch + copies_at);
-  p.copies_begin = reinterpret_cast<int64_t*>(scratch + begin_at);
-  p.head_order = reinterpret_cast<int32_t*>(scratch + order_at);
+  ScratchCarver carver(scratch);
+  p.copies = carver.Take<BF16>(2 * copies.n_keys * head_dim);
+  p.copies_begin = carver.Take<int64_t>(n_heads);
+  p.head_order = carver.Take<int32_t>(n_heads);
   p.most_copies = copies.n_keys;
-  return order_at + n_heads * int64_t{sizeof(int32_t)};
+  return carver.used_bytes();
 }
 
 }  // namespace
