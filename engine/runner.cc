@@ -339,11 +339,10 @@ class Runner final : public Executor {
 absl::Status CompleteMaxModelLen(ModelConfig& model, EngineConfig& config) {
   const ModelShape& shape = model.shape;
   if (config.max_model_len > shape.max_positions) {
-    return absl::InvalidArgumentError(fmt::format(
-        "max_model_len {} exceeds the {} positions that config.json of this model "
-        "allows (max_position_embeddings, the rope scaling, the first chunk of dual chunk "
-        "attention)",
-        config.max_model_len, shape.max_positions));
+    return absl::InvalidArgumentError(
+        fmt::format("max_model_len {} exceeds the {} positions that config.json of this model "
+                    "allows (max_position_embeddings, the rope scaling)",
+                    config.max_model_len, shape.max_positions));
   }
   if (config.max_model_len == 0) config.max_model_len = model.default_context_tokens;
   model.rope.context_tokens = config.max_model_len;
@@ -381,6 +380,12 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
                         .dtype = config.kv_dtype};
 
   LH_RETURN_IF_ERROR(backend->CheckKvLayout(layout));
+  if (model->UsesDualChunk() && !backend->has_dual_chunk()) {
+    return absl::UnimplementedError(fmt::format(
+        "this backend ({}) has no dual chunk attention: max_model_len {} exceeds the first chunk; "
+        "use --max-model-len {} or the CPU backend",
+        backend->Description(), config.max_model_len, model->dual_chunk.chunk_tokens));
+  }
 
   // Sizes first: what cannot fit is refused before gigabytes of weights were read.
   const int64_t usable_bytes = UsableBytes(config, *backend);

@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "engine/model/config_fields.h"
 #include "engine/model/mapped_file.h"
+#include "kernels/kv_layout.h"
 
 namespace longhaul {
 namespace {
@@ -66,17 +68,28 @@ void CheckChatGlm(Fields& fields) {
   }
 }
 
-// Dual chunk attention (Qwen2.5-1M) is plain attention within its first chunk; we serve that much.
-void LimitToFirstChunk(Fields& top, int64_t& max_positions) {
+DualChunkConfig ParseDualChunk(Fields& top) {
   constexpr char kName[] = "dual_chunk_attention_config";
+  constexpr int64_t kMost = int64_t{1} << 30;
+  DualChunkConfig dual;
   const Json* section = top.Find(kName);
-  if (section == nullptr) return;
-  if (!section->is_object()) return top.Fail(fmt::format("'{}' must be an object", kName));
+  if (section == nullptr) return dual;
+  if (!section->is_object()) {
+    top.Fail(fmt::format("'{}' must be an object", kName));
+    return dual;
+  }
   Fields fields(*section, fmt::format("{}: {}", top.where(), kName));
-  const int64_t chunk_size = fields.Int("chunk_size", 2, int64_t{1} << 30);
-  const int64_t local_size = fields.Int("local_size", 1, chunk_size - 1);
-  max_positions = std::min(max_positions, chunk_size - local_size);
+  dual.most_distance = fields.Int("chunk_size", 2, kMost);
+  const int64_t local_size = fields.Int("local_size", 1, dual.most_distance - 1);
+  dual.original_positions = fields.Int("original_max_position_embeddings", 0, kMost, 0);
+  dual.chunk_tokens = dual.most_distance - local_size;
+  if (fields.status().ok() && dual.chunk_tokens % kPageTokens != 0) {
+    fields.FailUnimplemented(
+        fmt::format("chunk_size {} less local_size {} is {}; supported are multiples of {}",
+                    dual.most_distance, local_size, dual.chunk_tokens, kPageTokens));
+  }
   top.Adopt(fields.status());
+  return dual;
 }
 
 void ParseShape(Fields& fields, const Architecture& family, ModelShape& shape) {
@@ -93,7 +106,6 @@ void ParseShape(Fields& fields, const Architecture& family, ModelShape& shape) {
       fields.Int(names.head_dim, 2, 1024, std::max(1, shape.hidden_size / shape.n_heads)));
   shape.vocab_size = static_cast<int32_t>(fields.Int(names.vocab_size, 1, 4 << 20));
   shape.max_positions = fields.Int(names.max_positions, 1, int64_t{1} << 30);
-  LimitToFirstChunk(fields, shape.max_positions);
   if (!fields.status().ok()) return;
   if (shape.head_dim % 2 != 0) {
     fields.Fail(fmt::format("head_dim is {}, rotary embeddings need an even one", shape.head_dim));
@@ -183,6 +195,12 @@ void SetContext(ModelConfig& config) {
 
 }  // namespace
 
+float DualChunkConfig::Scale(int64_t position) const {
+  if (position < original_positions || original_positions == 0) return 1.0f;
+  const double ratio = static_cast<double>(position + 1) / static_cast<double>(original_positions);
+  return static_cast<float>(1.0 + 0.1 * std::log(ratio));
+}
+
 absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& json_text,
                                              const std::string& file_name) {
   // The parser is iterative, and so is the destructor: depth costs heap, not stack.
@@ -213,6 +231,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& json_text,
   constexpr double kTheta = 10000.0;
   const double theta_ratio =
       family->chatglm_config ? fields.Number("rope_ratio", 0.0, 1e9, 1.0) : 1.0;
+  config.dual_chunk = ParseDualChunk(fields);
   config.rope = ParseRope(fields, {.head_dim = config.shape.head_dim,
                                    .max_positions = config.shape.max_positions,
                                    .theta = kTheta * theta_ratio,

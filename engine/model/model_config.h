@@ -3,6 +3,7 @@
 // allocated from it. Knows nothing of tensors.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -23,6 +24,24 @@ struct ExpertConfig {
   std::vector<bool> layers;       // [n_layers] which are mixtures; the others are dense
 };
 
+// Dual chunk attention (Qwen2.5-1M): beyond the first chunk of keys, queries are rotated as if keys
+// of earlier chunks were closer than they are.
+struct DualChunkConfig {
+  int64_t chunk_tokens = 0;        // chunk_size less local_size; 0: plain attention
+  int64_t most_distance = 0;       // chunk_size: the largest angle of a query, in positions
+  int64_t original_positions = 0;  // rows beyond have larger scores, by the logarithm; 0: none
+
+  // Position in whose place a query at `position` is rotated for keys of its own chunk, of the one
+  // before, and of all earlier ones.
+  int64_t Own(int64_t position) const { return position % chunk_tokens; }
+  int64_t Next(int64_t position) const {
+    return std::min(Own(position) + chunk_tokens, most_distance);
+  }
+  int64_t Far() const { return std::min(2 * chunk_tokens - 1, most_distance); }
+  // Factor of its query.
+  float Scale(int64_t position) const;
+};
+
 struct ModelConfig {
   const Architecture* family = nullptr;  // a row of the table
   ModelShape shape;                      // n_parameters is filled by the weights
@@ -32,10 +51,16 @@ struct ModelConfig {
   float rms_norm_eps = 1e-5f;
   ExpertConfig experts;
   RopeConfig rope;
+  DualChunkConfig dual_chunk;
   std::vector<int64_t> windows;  // [n_layers] a row sees its last so many keys; 0 = all of them
   bool tie_word_embeddings = false;
   bool qkv_bias = false;
   bool o_bias = false;
+
+  // Whether rows are served that see more than one chunk.
+  bool UsesDualChunk() const {
+    return dual_chunk.chunk_tokens > 0 && rope.context_tokens > dual_chunk.chunk_tokens;
+  }
 };
 
 // `file_name` only appears in errors. InvalidArgument names the field, its value and what is

@@ -95,6 +95,7 @@ class SparseLayerRun {
         q_begin_(q_begin),
         scale_(1.0f / std::sqrt(static_cast<float>(shape.head_dim))),
         q_(args.q.Slice(0, n_q_)),
+        dual_(args.dual.Slice(0, n_q_)),
         out_(args.out.Slice(0, n_q_)),
         kv_(args.kv),
         rows_(rows),
@@ -122,6 +123,7 @@ class SparseLayerRun {
     if (skip() != nullptr) SelectStreaming();
     if (policy_.sample) SelectByMass();
     backend_.AttendSparse({.q = q_,
+                           .dual = dual_,
                            .q_begin = q_begin_,
                            .kv = kv_,
                            .scale = scale_,
@@ -138,6 +140,7 @@ class SparseLayerRun {
 
   void SampleRows() {
     backend_.SampleLse({.q = q_,
+                        .dual = dual_,
                         .q_begin = q_begin_,
                         .kv = kv_,
                         .scale = scale_,
@@ -169,6 +172,7 @@ class SparseLayerRun {
       const TensorView band_mass =
           policy_.bands ? s_.band_mass.Slice(0, n_mass_heads) : TensorView();
       backend_.SampleMass({.q = q_,
+                           .dual = dual_,
                            .q_begin = q_begin_,
                            .kv = kv_,
                            .scale = scale_,
@@ -215,6 +219,7 @@ class SparseLayerRun {
                     .alpha = alpha_});
     // Mostly no head is to be repaired; a backend finds that out for itself, cheaper than a wait.
     backend_.AttendDense({.q = q_,
+                          .dual = dual_,
                           .q_begin = q_begin_,
                           .kv = kv_,
                           .scale = scale_,
@@ -230,7 +235,8 @@ class SparseLayerRun {
   const int64_t n_q_;
   const int64_t q_begin_;
   const float scale_;
-  const TensorView q_;         // [n_q, H, D] act
+  const TensorView q_;  // [n_q, H, D] act
+  const DualChunkQueries dual_;
   const TensorView out_;       // [n_q, H, D] act
   KvView kv_;                  // n_tokens = q_begin + n_q
   const int32_t* const rows_;  // [R]
@@ -318,6 +324,7 @@ void PrefillAttention::Run(const LayerArgs& args) {
   if (n_policy_rows == n_q) return;
   const int64_t exact_begin = slice_.q_begin + n_policy_rows;
   backend_.AttendDense({.q = args.q.Slice(n_policy_rows, n_q),
+                        .dual = args.dual.Slice(n_policy_rows, n_q),
                         .q_begin = exact_begin,
                         .kv = args.kv,
                         .scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)),

@@ -61,7 +61,8 @@ class PrefillAttention {
   };
   struct LayerArgs {
     int32_t layer = 0;
-    TensorView q;        // [T, H, D] act
+    TensorView q;  // [T, H, D] act
+    DualChunkQueries dual = {};
     KvView kv;           // n_tokens = q_begin + T
     int64_t window = 0;  // of this layer's sliding window attention; 0 = none
     TensorView out;      // [T, H, D] act, written

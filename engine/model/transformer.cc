@@ -13,18 +13,29 @@ namespace {
 struct BatchScratch {
   BatchScratch(const ModelConfig& config, DType act, int64_t n_rows, Arena& arena)
       : cos_sin(arena.Allocate(DType::kF32, {n_rows, config.rope.n_pairs, 2})),
-        normed(arena.Allocate(act, {n_rows, config.shape.hidden_size})) {}
-  TensorView cos_sin;  // [T, P, 2] f32
-  TensorView normed;   // [T, E] act
+        normed(arena.Allocate(act, {n_rows, config.shape.hidden_size})) {
+    if (!config.UsesDualChunk()) return;
+    next_cos_sin = arena.Allocate(DType::kF32, {n_rows, config.rope.n_pairs, 2});
+    far_cos_sin = arena.Allocate(DType::kF32, {n_rows, config.rope.n_pairs, 2});
+  }
+  TensorView cos_sin;       // [T, P, 2] f32
+  TensorView next_cos_sin;  // [T, P, 2] f32, or empty: plain attention
+  TensorView far_cos_sin;   // [T, P, 2] f32, or empty
+  TensorView normed;        // [T, E] act
 };
 
 struct AttentionScratch {
-  AttentionScratch(const ModelShape& shape, DType act, int64_t n_rows, Arena& arena)
-      : n_heads(shape.n_heads),
-        n_kv_heads(shape.n_kv_heads),
-        head_dim(shape.head_dim),
+  AttentionScratch(const ModelConfig& config, DType act, int64_t n_rows, Arena& arena)
+      : n_heads(config.shape.n_heads),
+        n_kv_heads(config.shape.n_kv_heads),
+        head_dim(config.shape.head_dim),
         qkv(arena.Allocate(act, {n_rows, (n_heads + 2 * n_kv_heads) * head_dim})),
-        attended(arena.Allocate(act, {n_rows, n_heads * head_dim})) {}
+        attended(arena.Allocate(act, {n_rows, n_heads * head_dim})) {
+    if (!config.UsesDualChunk()) return;
+    dual.next = arena.Allocate(act, {n_rows, n_heads, head_dim});
+    dual.far = arena.Allocate(act, {n_rows, n_heads, head_dim});
+    dual.chunk_tokens = config.dual_chunk.chunk_tokens;
+  }
 
   // Columns of the fused projection: [T, H or KH, D], rows strided.
   TensorView q() const { return Heads(0, n_heads); }
@@ -35,8 +46,9 @@ struct AttentionScratch {
   }
 
   int64_t n_heads, n_kv_heads, head_dim;
-  TensorView qkv;       // [T, (H + 2 KH) D] act
-  TensorView attended;  // [T, H D] act
+  TensorView qkv;         // [T, (H + 2 KH) D] act
+  TensorView attended;    // [T, H D] act
+  DualChunkQueries dual;  // of q; off where the model has none
 };
 
 struct FeedForwardScratch {
@@ -117,10 +129,12 @@ void Transformer::Forward(const Batch& batch, TensorView x, TensorView logits, A
   ArenaScope batch_scope(arena);
   const BatchScratch s(config_, act, n_rows, arena);
 
-  backend_.RopeTable({.positions = batch.positions,
-                      .inv_freq = inv_freq_.data(),
-                      .scale = config_.rope.attention_factor,
-                      .cos_sin = s.cos_sin});
+  const DualPositions& dual = batch.dual;
+  RopeTable(dual.q_scale == nullptr ? batch.positions : dual.own, s.cos_sin);
+  if (dual.q_scale != nullptr) {
+    RopeTable(dual.next, s.next_cos_sin);
+    RopeTable(dual.far, s.far_cos_sin);
+  }
   if (batch.layer_begin == 0) {
     backend_.Embed({.token_ids = batch.token_ids, .table = weights_.embedding, .out = x});
   }
@@ -131,7 +145,7 @@ void Transformer::Forward(const Batch& batch, TensorView x, TensorView logits, A
     backend_.RmsNorm({.x = x, .weight = w.input_norm, .eps = eps, .out = s.normed});
     {
       ArenaScope attention_scope(arena);
-      const AttentionScratch a(shape, act, n_rows, arena);
+      const AttentionScratch a(config_, act, n_rows, arena);
       backend_.Linear({.x = s.normed, .weight = w.qkv.get(), .bias = w.qkv_bias, .y = a.qkv});
       if (!w.q_norm.empty()) {
         backend_.RmsNorm({.x = a.q(), .weight = w.q_norm, .eps = eps, .out = a.q()});
@@ -144,8 +158,13 @@ void Transformer::Forward(const Batch& batch, TensorView x, TensorView logits, A
                             .positions = batch.positions,
                             .kvs = kvs_.data(),
                             .kvs_copy = batch.kvs_copy,
-                            .rows_per_kv = batch.rows_per_kv});
-      Attend(batch, layer, a.q(), a.attended.SplitColumns(shape.n_heads, shape.head_dim));
+                            .rows_per_kv = batch.rows_per_kv,
+                            .dual = {.next_cos_sin = s.next_cos_sin,
+                                     .far_cos_sin = s.far_cos_sin,
+                                     .q_scale = dual.q_scale,
+                                     .next = a.dual.next,
+                                     .far = a.dual.far}});
+      Attend(batch, layer, a.q(), a.dual, a.attended.SplitColumns(shape.n_heads, shape.head_dim));
       backend_.Linear(
           {.x = a.attended, .weight = w.o.get(), .bias = w.o_bias, .accumulate = true, .y = x});
     }
@@ -153,6 +172,30 @@ void Transformer::Forward(const Batch& batch, TensorView x, TensorView logits, A
     FeedForward(w, s.normed, x, arena);
   }
   if (!logits.empty()) Logits(x.Slice(n_rows - logits.dim(0), n_rows), logits, arena);
+}
+
+void Transformer::RopeTable(const int64_t* positions, TensorView cos_sin) {
+  backend_.RopeTable({.positions = positions,
+                      .inv_freq = inv_freq_.data(),
+                      .scale = config_.rope.attention_factor,
+                      .cos_sin = cos_sin});
+}
+
+Transformer::DualPositions Transformer::UploadDualPositions(Arena& arena) {
+  if (!config_.UsesDualChunk()) return {};
+  const DualChunkConfig& dual = config_.dual_chunk;
+  std::vector<int64_t> own, next, far;
+  std::vector<float> q_scale;
+  for (int64_t position : positions_) {
+    own.push_back(dual.Own(position));
+    next.push_back(dual.Next(position));
+    far.push_back(dual.Far());
+    q_scale.push_back(dual.Scale(position));
+  }
+  return {.own = UploadArray<int64_t>(own, arena),
+          .next = UploadArray<int64_t>(next, arena),
+          .far = UploadArray<int64_t>(far, arena),
+          .q_scale = UploadArray<float>(q_scale, arena)};
 }
 
 void Transformer::Logits(TensorView hidden, TensorView logits, Arena& arena) {
@@ -213,9 +256,11 @@ void Transformer::FeedForward(const LayerWeights& weights, TensorView normed, Te
   }
 }
 
-void Transformer::Attend(const Batch& batch, int32_t layer, TensorView q, TensorView out) {
+void Transformer::Attend(const Batch& batch, int32_t layer, TensorView q,
+                         const DualChunkQueries& dual, TensorView out) {
   if (batch.prefill == nullptr) {
     backend_.AttendDecode({.q = q,
+                           .dual = dual,
                            .kvs = kvs_.data(),
                            .kvs_copy = batch.kvs_copy,
                            .scale = 1.0f / std::sqrt(static_cast<float>(config_.shape.head_dim)),
@@ -223,8 +268,12 @@ void Transformer::Attend(const Batch& batch, int32_t layer, TensorView q, Tensor
                            .out = out});
     return;
   }
-  batch.prefill->Run(
-      {.layer = layer, .q = q, .kv = kvs_[0], .window = config_.windows[layer], .out = out});
+  batch.prefill->Run({.layer = layer,
+                      .q = q,
+                      .dual = dual,
+                      .kv = kvs_[0],
+                      .window = config_.windows[layer],
+                      .out = out});
 }
 
 template <typename T>
@@ -259,6 +308,7 @@ void Transformer::Prefill(const PrefillSlice& slice, TensorView hidden, TensorVi
                              config_.shape, backend_, arena);
   Forward({.token_ids = UploadArray(slice.tokens, arena),
            .positions = UploadArray<int64_t>(positions_, arena),
+           .dual = UploadDualPositions(arena),
            .rows_per_kv = n_rows,
            .kvs_copy = UploadArray<KvView>(kvs_, arena),
            .layer_begin = slice.layer_begin,
@@ -290,6 +340,7 @@ void Transformer::Decode(std::span<const DecodeRow> rows, TensorView logits, Are
   }
   Forward({.token_ids = UploadArray<int32_t>(token_ids, arena),
            .positions = UploadArray<int64_t>(positions_, arena),
+           .dual = UploadDualPositions(arena),
            .rows_per_kv = 1,
            .kvs_copy = UploadArray<KvView>(kvs_, arena),
            .layer_begin = 0,
@@ -305,8 +356,11 @@ int64_t Transformer::WorkspaceBytes(const ModelConfig& config, DType act, int64_
     ArenaScope scope(arena);
     const int64_t n_sequences = prefill ? 1 : n_rows;
     arena.Allocate(DType::kF32, {n_rows, shape.hidden_size});
-    arena.Allocate(DType::kI32, {n_rows});                           // tokens
-    arena.Allocate(DType::kU8, {BytesOf(n_rows, sizeof(int64_t))});  // positions
+    arena.Allocate(DType::kI32, {n_rows});                       // tokens
+    const int64_t n_positions = config.UsesDualChunk() ? 5 : 1;  // q_scale with the others
+    for (int64_t i = 0; i < n_positions; ++i) {
+      arena.Allocate(DType::kU8, {BytesOf(n_rows, sizeof(int64_t))});
+    }
     for (int64_t i = 0; i < n_sequences; ++i) {
       arena.Allocate(DType::kI32, {CeilDiv(max_tokens, kPageTokens)});
     }
@@ -315,7 +369,7 @@ int64_t Transformer::WorkspaceBytes(const ModelConfig& config, DType act, int64_
     BatchScratch batch(config, act, n_rows, arena);
     {
       ArenaScope attention_scope(arena);
-      AttentionScratch attention(shape, act, n_rows, arena);
+      AttentionScratch attention(config, act, n_rows, arena);
       if (prefill) PrefillAttention::CountLayer(shape, n_rows, max_tokens, arena);
     }
     {

@@ -42,13 +42,23 @@ class Transformer {
                                 int64_t max_tokens, int64_t max_decode_rows);
 
  private:
+  // Of dual chunk attention, in backend memory: positions in whose place the rows' queries are
+  // rotated. All null: plain attention.
+  struct DualPositions {
+    const int64_t* own = nullptr;    // [T] of keys, too
+    const int64_t* next = nullptr;   // [T]
+    const int64_t* far = nullptr;    // [T]
+    const float* q_scale = nullptr;  // [T]
+  };
+
   // Token rows that pass the layers together: an epoch of one prompt, or one row of each decoding
   // sequence. kvs_ holds their sequences, kvs_copy a copy of it.
   struct Batch {
     const int32_t* token_ids = nullptr;  // [T] in backend memory
     const int64_t* positions = nullptr;  // [T] in backend memory
-    int64_t rows_per_kv = 0;             // T for an epoch, 1 when decoding
-    const KvView* kvs_copy = nullptr;    // in backend memory
+    DualPositions dual;
+    int64_t rows_per_kv = 0;           // T for an epoch, 1 when decoding
+    const KvView* kvs_copy = nullptr;  // in backend memory
     int32_t layer_begin = 0;
     int32_t layer_end = 0;
     PrefillAttention* prefill = nullptr;  // null when decoding
@@ -58,7 +68,11 @@ class Transformer {
   void Forward(const Batch& batch, TensorView x, TensorView logits, Arena& arena);
   // x += what the layer's feed-forward network, or its mixture of experts, makes of normed [T, E].
   void FeedForward(const LayerWeights& weights, TensorView normed, TensorView x, Arena& arena);
-  void Attend(const Batch& batch, int32_t layer, TensorView q, TensorView out);
+  void Attend(const Batch& batch, int32_t layer, TensorView q, const DualChunkQueries& dual,
+              TensorView out);
+  void RopeTable(const int64_t* positions, TensorView cos_sin);
+  // Of positions_.
+  DualPositions UploadDualPositions(Arena& arena);
   // A copy of `values` in backend memory, of this step.
   template <typename T>
   T* UploadArray(std::span<const T> values, Arena& arena);

@@ -182,12 +182,34 @@ TEST(ModelConfigTest, ContextOfScaledRope) {
   EXPECT_GE(dynamic->shape.max_positions, 1 << 20);
 }
 
-TEST(ModelConfigTest, DualChunkAttentionEndsTheContext) {
-  const auto config =
-      With("dual_chunk_attention_config", {{"chunk_size", 1024}, {"local_size", 64}});
+TEST(ModelConfigTest, DualChunkAttention) {
+  auto config =
+      With("dual_chunk_attention_config",
+           {{"chunk_size", 1024}, {"local_size", 64}, {"original_max_position_embeddings", 1000}});
   ASSERT_TRUE(config.ok()) << config.status();
-  EXPECT_EQ(config->shape.max_positions, 960);
-  EXPECT_EQ(config->default_context_tokens, 960);
+  EXPECT_EQ(config->shape.max_positions, 4096);
+  const DualChunkConfig& dual = config->dual_chunk;
+  EXPECT_EQ(dual.chunk_tokens, 960);
+  EXPECT_EQ(dual.Own(2000), 80);
+  EXPECT_EQ(dual.Next(1920 + 10), 970);
+  EXPECT_EQ(dual.Next(1920 + 64), 1024);
+  EXPECT_EQ(dual.Next(1920 + 900), 1024);
+  EXPECT_EQ(dual.Far(), 1024);
+  EXPECT_EQ(dual.Scale(999), 1.0f);
+  EXPECT_FLOAT_EQ(dual.Scale(2717), 1.0f + 0.1f * std::log(2.718f));
+  // Off where nobody sees a second chunk.
+  config->rope.context_tokens = 960;
+  EXPECT_FALSE(config->UsesDualChunk());
+  config->rope.context_tokens = 961;
+  EXPECT_TRUE(config->UsesDualChunk());
+  // A chunk shorter than its local part: the last position of the next chunk bounds the angle.
+  const auto close =
+      With("dual_chunk_attention_config", {{"chunk_size", 300}, {"local_size", 236}});
+  ASSERT_TRUE(close.ok()) << close.status();
+  EXPECT_EQ(close->dual_chunk.Far(), 127);
+  EXPECT_THAT(ErrorWith("dual_chunk_attention_config", {{"chunk_size", 1000}, {"local_size", 64}},
+                        absl::StatusCode::kUnimplemented),
+              HasSubstr("936"));
   EXPECT_THAT(ErrorWith("dual_chunk_attention_config", {{"chunk_size", 64}, {"local_size", 64}}),
               HasSubstr("local_size"));
   EXPECT_THAT(ErrorWith("dual_chunk_attention_config", Json::object()), HasSubstr("chunk_size"));

@@ -9,13 +9,14 @@ Each model folder holds config.json, the safetensors file(s), and golden*.safete
 Families that transformers only has as remote code are computed by the class of the same architecture
 and stored under the names and in the packing of the published checkpoints (`repack_*`).
 Needs torch, transformers and safetensors; run from the repository root:
-  python3 tools/goldens/make_model_goldens.py
+  python3 tools/goldens/make_model_goldens.py [case ...]     (all cases and rope.json without arguments)
 The result depends on the seeds below only; the versions used are printed.
 """
 
 import json
 import pathlib
 import shutil
+import sys
 import tempfile
 import zlib
 
@@ -23,6 +24,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from dual_chunk import dual_chunk_logits
 
 ROOT = pathlib.Path("tests/golden/models")
 ROPE = pathlib.Path("tests/golden/rope.json")
@@ -72,6 +75,10 @@ CASES = {
                             max_position_embeddings=64, old_rope_config=True, rope=dict(
                                 rope_type="yarn", rope_theta=10000.0, factor=4.0,
                                 original_max_position_embeddings=64)),
+    # dual chunk attention over four chunks of one page; scores grow beyond 100 tokens
+    "dual_chunk_qwen2_f32": dict(LLAMA, dtype=torch.float32, architecture="qwen2", head_dim=16, n_tokens=230,
+                                 dual_chunk=dict(chunk_size=96, local_size=32,
+                                                 original_max_position_embeddings=100)),
     # norm of every q and k head
     "qwen3_bf16": dict(LLAMA, dtype=torch.bfloat16, architecture="qwen3", head_dim=16),
     # fused qkv and gate_up; factors of its own for every pair, two lists
@@ -127,7 +134,7 @@ CLASSES = {
 }
 # Of a case, not of a transformers config.
 OWN_KEYS = ("architecture", "dtype", "rope", "shards", "old_rope_config", "short", "repack", "rope_ratio",
-            "prune")
+            "prune", "dual_chunk", "n_tokens")
 
 
 def make_model(case, seed):
@@ -247,13 +254,18 @@ def write_config(model, folder, case):
         config["bias"] = False
     if case.get("repack") == "chatglm":
         config = chatglm_config(case)
+    if "dual_chunk" in case:
+        config["dual_chunk_attention_config"] = case["dual_chunk"]
     config["dtype"] = str(case["dtype"]).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 
-def write_golden(reference, input_ids, file):
+def write_golden(reference, input_ids, file, dual_chunk=None):
     with torch.no_grad():
-        logits = reference(input_ids[None]).logits[0]
+        if dual_chunk is None:
+            logits = reference(input_ids[None]).logits[0]
+        else:
+            logits = dual_chunk_logits(reference, input_ids, dual_chunk, theta=10000.0)
     save_file({"input_ids": input_ids.to(torch.int32), "logits": logits.contiguous(),
                "max_model_len": torch.tensor([len(input_ids)], dtype=torch.int32)}, file)
     return logits.std().item()
@@ -278,8 +290,8 @@ def write_model(name, case, seed):
     if "prune" in case:
         prune_experts(reference, *case["prune"])
     reference.load_state_dict({k: v.float() for k, v in model.state_dict().items()})
-    input_ids = torch.randint(0, case["vocab_size"], (N_TOKENS,))
-    deviation = write_golden(reference, input_ids, folder / "golden.safetensors")
+    input_ids = torch.randint(0, case["vocab_size"], (case.get("n_tokens", N_TOKENS),))
+    deviation = write_golden(reference, input_ids, folder / "golden.safetensors", case.get("dual_chunk"))
     if case.get("short"):
         write_golden(reference, input_ids[:N_SHORT], folder / "golden_short.safetensors")
     size = sum(file.stat().st_size for file in folder.iterdir())
@@ -329,9 +341,11 @@ def main():
     print("torch", torch.__version__, "transformers", transformers.__version__)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for name, case in CASES.items():
-        write_model(name, case, seed=zlib.crc32(name.encode()))
-    write_rope()
+    names = sys.argv[1:] or CASES
+    for name in names:
+        write_model(name, CASES[name], seed=zlib.crc32(name.encode()))
+    if names is CASES:
+        write_rope()
 
 
 if __name__ == "__main__":
