@@ -405,6 +405,7 @@ cudaError_t AttendDecode(const AttendDecodeArgs& args, const DeviceLimits& limit
   const KvView& kv = args.kvs[0];
   const int64_t head_dim = kv.head_dim;
   LH_CHECK(kv.dtype == DType::kBF16 && args.kvs_copy != nullptr && args.scale > 0);
+  LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
   LH_CHECK(args.q.stride(0) % 2 == 0 && args.out.stride(0) % 2 == 0);
 
   DecodeParams p;

@@ -8,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "fmt/format.h"
 #include "kernels/args.h"
 #include "tests/simt/kernel_test.h"
 #include "tests/testing/compare.h"
@@ -26,7 +25,11 @@ struct ProblemShape {
 
   int64_t n_keys() const { return q_begin + n_tokens; }
   std::string Name() const {
-    return fmt::format("T{} at {} H{}/{} D{}", n_tokens, q_begin, n_heads, n_kv_heads, head_dim);
+    const auto text = [](int64_t n) {
+      return std::to_string(n);
+    };  // nvcc cannot compile fmt::format
+    return "T" + text(n_tokens) + " at " + text(q_begin) + " H" + text(n_heads) + "/" +
+           text(n_kv_heads) + " D" + text(head_dim);
   }
 };
 
