@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "server/cmd_bench_attention.h"
+#include "server/cmd_bench_linear.h"
 #include "server/cmd_bench_load.h"
 #include "server/cmd_bench_tokenizer.h"
 #include "server/cmd_bench_ttft.h"
@@ -96,6 +97,7 @@ struct Commands {
   CLI::App* bench = nullptr;
   CLI::App* bench_ttft = nullptr;
   CLI::App* bench_attention = nullptr;
+  CLI::App* bench_linear = nullptr;
   CLI::App* bench_load = nullptr;
   CLI::App* bench_tokenizer = nullptr;
   CLI::App* health = nullptr;
@@ -104,6 +106,7 @@ struct Commands {
   GenerateOptions generate_options;
   BenchTtftOptions ttft_options;
   BenchAttentionOptions attention_options;
+  BenchLinearOptions linear_options;
   load::LoadOptions load_options;
   BenchTokenizerOptions tokenizer_options;
   std::string attention_kv_dtype = "float32", attention_backend = "cpu";
@@ -207,6 +210,19 @@ void AddBenchLoad(Commands& c) {
   app->add_option("--svg", o.svg_path, "write a plot of the scenario mixed to this file");
 }
 
+void AddBenchLinear(Commands& c) {
+  c.bench_linear = c.bench->add_subcommand(
+      "linear", "Speed of linear layers by weight format, beside the machine's measured peaks");
+  BenchLinearOptions& o = c.linear_options;
+  CLI::App* app = c.bench_linear;
+  app->add_option("--shapes", o.shapes, "outputs x inputs")->delimiter(',')->capture_default_str();
+  app->add_option("--rows", o.rows, "tokens at a time")->delimiter(',')->capture_default_str();
+  app->add_option("--threads", o.n_threads, "0 = all processors")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app->add_flag("--json", o.json, "JSON instead of the table");
+}
+
 void AddBenchTokenizer(Commands& c) {
   c.bench_tokenizer = c.bench->add_subcommand(
       "tokenizer", "Speed of a model's tokenizer on English and on inputs that are hard for one");
@@ -235,6 +251,7 @@ void AddCommands(Commands& c) {
   AddGenerate(c);
   AddBench(c);
   AddBenchLoad(c);
+  AddBenchLinear(c);
   AddBenchTokenizer(c);
   c.health = c.app.add_subcommand("health", "Exit code 0 when a server is ready");
   c.health_flags.AddSomeTo(c.health, [](const FlagSpec& flag) {
@@ -301,6 +318,7 @@ int RunCli(int argc, const char* const* argv, const Environment& environment) {
     });
   }
   if (c.bench_attention->parsed()) return RunAttention(c);
+  if (c.bench_linear->parsed()) return RunBenchLinear(c.linear_options);
   if (c.bench_load->parsed()) return RunBenchLoad(c.load_options);
   if (c.bench_tokenizer->parsed()) return RunBenchTokenizer(c.tokenizer_options);
   if (c.health->parsed()) return RunWith(c.health_flags, environment, RunHealth);

@@ -77,6 +77,33 @@ TEST_P(LookupTest, AnswersThePlantedKey) {
   }
 }
 
+class WeightFormatLookupTest : public ::testing::TestWithParam<WeightFormat> {};
+
+TEST_P(WeightFormatLookupTest, AnswersThePlantedKey) {
+  constexpr int64_t kEpoch = 512, kTokens = 2500;
+  EngineConfig config;
+  config.max_model_len = 4096;
+  config.kv_cache_bytes = 16 << 20;
+  config.epoch_tokens = kEpoch;
+  config.weight_format = GetParam();
+  const auto executor =
+      LoadRunner("models/lookup", testing::MakeBackend("cpu"), config, nullptr).value();
+  DrivenSequence s = MakeSequence(Haystack(kTokens, 0.3), 0, 1, kTokens + 8);
+  s.sparse.mode = SparseMode::kSample;
+  s.sparse.window = 128;
+  std::vector<int32_t> output = {Argmax(Prefill(*executor, s, kEpoch))};
+  while (output.size() < 5) output.push_back(Argmax(DecodeOne(*executor, s, output.back())));
+  std::vector<int32_t> expected = kAnswer;
+  expected.push_back(kEndOfText);
+  EXPECT_EQ(output, expected);
+}
+
+INSTANTIATE_TEST_SUITE_P(Lookup, WeightFormatLookupTest,
+                         ::testing::Values(WeightFormat::kBF16, WeightFormat::kInt8),
+                         [](const auto& info) {
+                           return std::string(WeightFormatName(info.param));
+                         });
+
 INSTANTIATE_TEST_SUITE_P(Lookup, LookupTest,
                          ::testing::Combine(::testing::Values("ref", "cpu"),
                                             ::testing::Values("dense", "sample", "paper", "auto"),
