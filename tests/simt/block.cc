@@ -16,16 +16,15 @@ struct Aborted {};  // unwinds a thread of a block that has failed
 // The process is one device that runs one thread at a time.
 Block* running_block = nullptr;
 
-std::string At(const Site& site) {
-  const std::string_view file = site.file_name();
-  return fmt::format("{}:{}", file.substr(file.find_last_of('/') + 1), site.line());
+}  // namespace
+
+std::string ToString(const Site& site) {
+  const std::string_view file = site.file;
+  return fmt::format("{}:{}", file.substr(file.find_last_of('/') + 1), site.line);
 }
 bool SameSite(const Site& a, const Site& b) {
-  return a.line() == b.line() && a.column() == b.column() &&
-         std::strcmp(a.file_name(), b.file_name()) == 0;
+  return a.line == b.line && std::strcmp(a.file, b.file) == 0;
 }
-
-}  // namespace
 
 Block& RunningBlock() {
   LH_CHECK(running_block != nullptr);
@@ -126,7 +125,7 @@ void Block::ReportStuck() {
     const auto state = [this](int i) -> std::string {
       const Thread& thread = *threads_[static_cast<size_t>(i)];
       if (thread.ended) return "have ended";
-      return fmt::format("wait in {} at {}", thread.waits_for, At(thread.site));
+      return fmt::format("wait in {} at {}", thread.waits_for, ToString(thread.site));
     };
     const std::string first = state(begin);
     int end = begin + 1;
@@ -206,11 +205,11 @@ void Block::CheckBarrier(BarrierState& barrier, int id, int n_threads, const cha
   }
   if (barrier.n_expected != n_threads) {
     throw Fault{fmt::format("{} at {} for {} threads, but others wait at barrier {} for {}", name,
-                            At(site), n_threads, id, barrier.n_expected)};
+                            ToString(site), n_threads, id, barrier.n_expected)};
   }
   if (id == 0 && !SameSite(barrier.site, site)) {
-    throw Fault{fmt::format("divergent barriers: this thread is at {}, others wait at {}", At(site),
-                            At(barrier.site))};
+    throw Fault{fmt::format("divergent barriers: this thread is at {}, others wait at {}",
+                            ToString(site), ToString(barrier.site))};
   }
 }
 

@@ -3,14 +3,21 @@
 #include <boost/context/protected_fixedsize_stack.hpp>
 #include <utility>
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__)  // gcc
+#define LH_SIMT_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)  // clang
+#define LH_SIMT_ASAN 1
+#endif
+#endif
+#if defined(LH_SIMT_ASAN)
 #include <sanitizer/common_interface_defs.h>
 #endif
 
 namespace longhaul::simt {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(LH_SIMT_ASAN)
 constexpr size_t kStackBytes = 512 * 1024;
 void StartSwitch(void** save, const void* stack, size_t n_bytes) {
   __sanitizer_start_switch_fiber(save, stack, n_bytes);

@@ -4,17 +4,11 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <string_view>
 
 #include "tests/simt/block.h"
 
 namespace longhaul::simt {
 namespace {
-
-std::string At(const Site& site) {
-  const std::string_view file = site.file_name();
-  return fmt::format("{}:{}", file.substr(file.find_last_of('/') + 1), site.line());
-}
 
 float Low(uint32_t pair) { return std::bit_cast<float>(pair << 16); }
 float High(uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000u); }
@@ -30,12 +24,10 @@ Block::LaneArgs& Block::Meet(WarpOp op, const char* name, WarpWork work, int wor
     warp.op = op;
     warp.name = name;
     warp.site = site;
-  } else if (warp.op != op || warp.site.line() != site.line() ||
-             warp.site.column() != site.column() ||
-             std::strcmp(warp.site.file_name(), site.file_name()) != 0) {
+  } else if (warp.op != op || !SameSite(warp.site, site)) {
     throw Fault{fmt::format(
         "lanes of one warp diverge: this lane is in {} at {}, lanes {:#010x} wait in {} at {}",
-        name, At(site), warp.arrived, warp.name, At(warp.site))};
+        name, ToString(site), warp.arrived, warp.name, ToString(warp.site))};
   }
   warp.lanes[lane] = args;
   warp.arrived |= 1u << lane;

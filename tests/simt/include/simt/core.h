@@ -5,11 +5,22 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <source_location>
+#include <string>
 
 namespace longhaul::simt {
 
-using Site = std::source_location;
+// Where a kernel calls a primitive. As std::source_location, which clang 14 does not have.
+struct Site {
+  const char* file = "";
+  int line = 0;
+
+  static constexpr Site Current(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return Site{file, line};
+  }
+};
+// "attention_dense.cu:131"
+std::string ToString(const Site& site);
+bool SameSite(const Site& a, const Site& b);
 
 // Where the running thread stands.
 struct ThreadPlace {

@@ -194,18 +194,18 @@ void StoreVec(Shared<T> p, const V& value) {
   internal::StoreAt<V>(p.address(), value, sizeof(V));
 }
 
-inline void SyncThreads(const Site& site = Site::current()) { simt::SyncThreads(false, site); }
-inline bool SyncThreadsOr(bool value, const Site& site = Site::current()) {
+inline void SyncThreads(const Site& site = Site::Current()) { simt::SyncThreads(false, site); }
+inline bool SyncThreadsOr(bool value, const Site& site = Site::Current()) {
   return simt::SyncThreads(value, site) != 0;
 }
-inline int SyncThreadsCount(bool value, const Site& site = Site::current()) {
+inline int SyncThreadsCount(bool value, const Site& site = Site::Current()) {
   return simt::SyncThreads(value, site);
 }
-inline void SyncWarp(const Site& site = Site::current()) { simt::SyncWarp(site); }
-inline void SyncNamed(int id, int n_threads, const Site& site = Site::current()) {
+inline void SyncWarp(const Site& site = Site::Current()) { simt::SyncWarp(site); }
+inline void SyncNamed(int id, int n_threads, const Site& site = Site::Current()) {
   simt::SyncNamed(id, n_threads, site);
 }
-inline void ArriveNamed(int id, int n_threads, const Site& site = Site::current()) {
+inline void ArriveNamed(int id, int n_threads, const Site& site = Site::Current()) {
   simt::ArriveNamed(id, n_threads, site);
 }
 inline void ThreadFence() {}  // global stores are seen at once
@@ -222,51 +222,51 @@ T ShuffleAs(simt::ShuffleKind kind, T value, int arg, const Site& site) {
 }
 }  // namespace internal
 template <class T>
-T Shuffle(T value, int from_lane, const Site& site = Site::current()) {
+T Shuffle(T value, int from_lane, const Site& site = Site::Current()) {
   return internal::ShuffleAs(simt::ShuffleKind::kIndex, value, from_lane, site);
 }
 template <class T>
-T ShuffleXor(T value, int mask, const Site& site = Site::current()) {
+T ShuffleXor(T value, int mask, const Site& site = Site::Current()) {
   return internal::ShuffleAs(simt::ShuffleKind::kXor, value, mask, site);
 }
 template <class T>
-T ShuffleDown(T value, int n, const Site& site = Site::current()) {
+T ShuffleDown(T value, int n, const Site& site = Site::Current()) {
   return internal::ShuffleAs(simt::ShuffleKind::kDown, value, n, site);
 }
 template <class T>
-T ShuffleUp(T value, int n, const Site& site = Site::current()) {
+T ShuffleUp(T value, int n, const Site& site = Site::Current()) {
   return internal::ShuffleAs(simt::ShuffleKind::kUp, value, n, site);
 }
-inline uint32_t Ballot(bool value, const Site& site = Site::current()) {
+inline uint32_t Ballot(bool value, const Site& site = Site::Current()) {
   return simt::Ballot(value, site);
 }
-inline bool WarpAny(bool value, const Site& site = Site::current()) {
+inline bool WarpAny(bool value, const Site& site = Site::Current()) {
   return simt::Ballot(value, site) != 0;
 }
-inline bool WarpAll(bool value, const Site& site = Site::current()) {
+inline bool WarpAll(bool value, const Site& site = Site::Current()) {
   return simt::Ballot(value, site) == 0xffffffffu;
 }
 inline int PopCount(uint32_t x) { return std::popcount(x); }
 inline int CountLeadingZeros(uint32_t x) { return std::countl_zero(x); }
 
 template <class T>
-void LdMatrixX4(uint32_t (&r)[4], Shared<T> row, const Site& site = Site::current()) {
+void LdMatrixX4(uint32_t (&r)[4], Shared<T> row, const Site& site = Site::Current()) {
   simt::LdMatrix(row.address(), 4, false, r, site);
 }
 template <class T>
-void LdMatrixX4Trans(uint32_t (&r)[4], Shared<T> row, const Site& site = Site::current()) {
+void LdMatrixX4Trans(uint32_t (&r)[4], Shared<T> row, const Site& site = Site::Current()) {
   simt::LdMatrix(row.address(), 4, true, r, site);
 }
 template <class T>
-void LdMatrixX2(uint32_t (&r)[2], Shared<T> row, const Site& site = Site::current()) {
+void LdMatrixX2(uint32_t (&r)[2], Shared<T> row, const Site& site = Site::Current()) {
   simt::LdMatrix(row.address(), 2, false, r, site);
 }
 template <class T>
-void LdMatrixX2Trans(uint32_t (&r)[2], Shared<T> row, const Site& site = Site::current()) {
+void LdMatrixX2Trans(uint32_t (&r)[2], Shared<T> row, const Site& site = Site::Current()) {
   simt::LdMatrix(row.address(), 2, true, r, site);
 }
 inline void MmaBf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                    const Site& site = Site::current()) {
+                    const Site& site = Site::Current()) {
   simt::MmaBf16(d, a, b0, b1, site);
 }
 
