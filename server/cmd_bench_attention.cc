@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -119,7 +120,8 @@ struct Row {
   double gemm_gflops = 0;
   double dense_gflops = 0;
   double dense_seconds = 0;
-  double sparse_gflops = 0;  // AttendSparse, of kept pairs
+  double sparse_gflops = 0;    // AttendSparse, of kept pairs
+  double decode_gb_per_s = 0;  // keys and values that one decode row reads
   OpSeconds sparse = {};
   double density = 0;
   double recall_mean = 0;
@@ -202,6 +204,7 @@ class Case {
       RunEpoch(problem, dense, begin, end, alpha, arena, out, dense_seconds, dense_report);
       RunEpoch(problem, sample, begin, end, alpha, arena, out, sparse_seconds, sparse_report);
     }
+    LH_ASSIGN_OR_RETURN(row_.decode_gb_per_s, DecodeGbPerSecond(problem, out));
     const double flops_per_pair = 4.0 * static_cast<double>(row_.head_dim);
     const auto pairs = [&](int64_t n) { return static_cast<double>(n) * flops_per_pair * 1e-9; };
     row_.dense_seconds = dense_seconds.Total();
@@ -216,6 +219,28 @@ class Case {
   }
 
  private:
+  // Best of a few steps of one sequence at full length. Tens of MiB and less come from the cache.
+  absl::StatusOr<double> DecodeGbPerSecond(const PlantedAttention& problem, const Buffer& out) {
+    const KvView kv = problem.Kv(row_.n_keys);
+    LH_ASSIGN_OR_RETURN(Buffer kv_copy, backend_->Allocate(sizeof(kv)));
+    backend_->Upload(&kv, kv_copy.data(), sizeof(kv));
+    double best_seconds = 1e9;
+    for (int run = 0; run < 12; ++run) {
+      const Clock::time_point start = Clock::now();
+      backend_->AttendDecode(
+          {.q = problem.Queries(row_.n_keys - 1, row_.n_keys),
+           .kvs = &kv,
+           .kvs_copy = static_cast<const KvView*>(kv_copy.data()),
+           .scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)),
+           .out = TensorView(out.data(), DType::kF32, {1, shape_.n_heads, shape_.head_dim})});
+      backend_->Synchronize();
+      best_seconds = std::min(best_seconds, SecondsSince(start));
+    }
+    const int64_t n_elements = 2 * row_.n_keys * options_.n_kv_heads * shape_.head_dim;
+    const int64_t n_bytes = n_elements * static_cast<int64_t>(DTypeBytes(options_.kv_dtype));
+    return static_cast<double>(n_bytes) / best_seconds * 1e-9;
+  }
+
   void RunEpoch(const PlantedAttention& problem, const SparseOptions& options, int64_t begin,
                 int64_t end, std::vector<float>& alpha, Arena& arena, Buffer& out,
                 OpSeconds& seconds, SparseReport& report) {
@@ -260,32 +285,33 @@ void PrintHeader(const BenchAttentionOptions& options, const Backend& backend) {
       "{}; {} query heads, {} kv heads, {} KV, planted density {:.1f} %, alpha {}\n"
       "Above {} keys only the last epoch of the context is timed. 'streaming': 3 of 4 heads "
       "attend\n"
-      "to sink and window only. rows+mass+select and repair are shares of the sparse time.\n\n",
+      "to sink and window only. rows+mass+select and repair are shares of the sparse time.\n"
+      "decode: keys and values that one row reads, best of 12.\n\n",
       backend.Description(), options.n_heads, options.n_kv_heads, DTypeName(options.kv_dtype),
       100 * options.density, options.alpha, kMaxWholeTokens);
   fmt::print(
       "{:>7} {:>4} {:>6} {:>10} {:>7} {:>7} {:>6} {:>7} {:>7} {:>5} {:>5} {:>7} {:>6} {:>8} "
-      "{:>7} {:>7} {:>7}\n",
+      "{:>7} {:>7} {:>7} {:>7}\n",
       "keys", "D", "epoch", "pattern", "GEMM", "dense", "% of", "sparse", "% of", "rows", "mass",
-      "select", "repair", "speed-up", "density", "recall", "recall");
+      "select", "repair", "speed-up", "density", "recall", "recall", "decode");
   fmt::print(
       "{:>7} {:>4} {:>6} {:>10} {:>7} {:>7} {:>6} {:>7} {:>7} {:>5} {:>5} {:>7} {:>6} {:>8} "
-      "{:>7} {:>7} {:>7}\n",
+      "{:>7} {:>7} {:>7} {:>7}\n",
       "", "", "", "", "GF/s", "GF/s", "GEMM", "GF/s", "dense", "%", "%", "%", "%", "", "%", "mean",
-      "min");
+      "min", "GB/s");
 }
 
 void PrintRow(const Row& row) {
   const double total = row.sparse.Total();
   fmt::print(
       "{:>7} {:>4} {:>6} {:>10} {:>7.1f} {:>7.1f} {:>6.1f} {:>7.1f} {:>7.1f} {:>5.1f} "
-      "{:>5.1f} {:>7.1f} {:>6.1f} {:>7.2f}x {:>7.2f} {:>7.4f} {:>7.4f}\n",
+      "{:>5.1f} {:>7.1f} {:>6.1f} {:>7.2f}x {:>7.2f} {:>7.4f} {:>7.4f} {:>7.1f}\n",
       row.n_keys, row.head_dim, row.epoch_tokens, row.pattern, row.gemm_gflops, row.dense_gflops,
       Percent(row.dense_gflops, row.gemm_gflops), row.sparse_gflops,
       Percent(row.sparse_gflops, row.dense_gflops), Percent(row.sparse.rows, total),
       Percent(row.sparse.mass, total), Percent(row.sparse.select, total),
       Percent(row.sparse.dense, total), row.Speedup(), 100 * row.density, row.recall_mean,
-      row.recall_min);
+      row.recall_min, row.decode_gb_per_s);
   std::fflush(stdout);
 }
 
@@ -301,6 +327,7 @@ nlohmann::json ToJson(const Row& row) {
           {"dense_s", row.dense_seconds},
           {"sparse_gflops_on_kept_work", row.sparse_gflops},
           {"sparse_share_of_dense", row.sparse_gflops / row.dense_gflops},
+          {"decode_gb_per_s", row.decode_gb_per_s},
           {"sparse_s", row.sparse.Total()},
           {"rows_s", row.sparse.rows},
           {"mass_s", row.sparse.mass},
