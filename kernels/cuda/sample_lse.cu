@@ -6,6 +6,7 @@
 // that the result does not depend on the device.
 #include <algorithm>
 
+#include "kernels/base/check.h"
 #include "kernels/base/checked_math.h"
 #include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/head_dim.h"
@@ -138,6 +139,28 @@ LH_DEVICE void AddTile(const LseParams& p, const float (&scores)[kRowTiles][kKey
   }
 }
 
+// `lane_row`: the first packed row of this lane. Of the block's chunk and kv head.
+LH_DEVICE void StorePartials(const LseParams& p, int lane_row, const LaneLse (&full)[kRowTiles][2],
+                             const LaneLse (&local)[kRowTiles][2]) {
+  const int chunk = BlockY();
+  const int kv_head = BlockZ();
+  const int n_packed = p.n_rows * p.group;
+  LH_UNROLL
+  for (int r = 0; r < kRowTiles; ++r) {
+    LH_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const float full_lse = full[r][half].Total(p.scale_log2);
+      const float local_lse = local[r][half].Total(p.scale_log2);
+      const int packed = lane_row + 16 * r + 8 * half;
+      if (LaneId() % 4 != 0 || packed >= n_packed) continue;
+      const int64_t head = kv_head * p.group + packed % p.group;
+      const int64_t at = (int64_t{2} * chunk * p.n_heads + head) * p.n_rows + packed / p.group;
+      p.partials[at] = full_lse;
+      p.partials[at + int64_t{p.n_heads} * p.n_rows] = local_lse;
+    }
+  }
+}
+
 // Grid [row blocks, n_chunks, KH].
 template <int kHeadDim>
 LH_KERNEL(kThreads, 2)
@@ -192,20 +215,7 @@ LseKernel(LseParams p) {
     AddTile(p, scores, tile * kTileKeys, position, full, local);
   }
 
-  LH_UNROLL
-  for (int r = 0; r < kRowTiles; ++r) {
-    LH_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const float full_lse = full[r][half].Total(p.scale_log2);
-      const float local_lse = local[r][half].Total(p.scale_log2);
-      const int packed = lane_row + 16 * r + 8 * half;
-      if (LaneId() % 4 != 0 || packed >= n_packed) continue;
-      const int64_t head = kv_head * p.group + packed % p.group;
-      const int64_t at = (int64_t{2} * chunk * p.n_heads + head) * p.n_rows + packed / p.group;
-      p.partials[at] = full_lse;
-      p.partials[at + int64_t{p.n_heads} * p.n_rows] = local_lse;
-    }
-  }
+  StorePartials(p, lane_row, full, local);
 }
 
 // log2 of the sum of 2^x over n values, in their order.
@@ -244,13 +254,7 @@ Chunks ChunksOf(int64_t n_keys) {
   return {.n_chunks = CeilDiv(n_tiles, chunk_tiles), .chunk_tiles = chunk_tiles};
 }
 
-}  // namespace
-
-int64_t SampleLseScratchBytes(int64_t n_heads, int64_t n_rows, int64_t n_keys) {
-  return 2 * ChunksOf(n_keys).n_chunks * n_heads * n_rows * static_cast<int64_t>(sizeof(float));
-}
-
-cudaError_t SampleLse(const SampleLseArgs& args, std::byte* scratch, cudaStream_t stream) {
+LseParams MakeParams(const SampleLseArgs& args) {
   const int64_t n_keys = args.q_begin + args.q.dim(0);
   const Chunks chunks = ChunksOf(n_keys);
   LseParams p;
@@ -268,12 +272,23 @@ cudaError_t SampleLse(const SampleLseArgs& args, std::byte* scratch, cudaStream_
   p.n_keys = static_cast<int32_t>(n_keys);
   p.n_chunks = static_cast<int32_t>(chunks.n_chunks);
   p.chunk_tiles = static_cast<int32_t>(chunks.chunk_tiles);
-  p.partials = reinterpret_cast<float*>(scratch);
   p.lse_full = args.lse_full.As<float>();
   p.lse_local = args.lse_local.As<float>();
   p.lse_full_stride = args.lse_full.stride(0);
   p.lse_local_stride = args.lse_local.stride(0);
+  return p;
+}
 
+}  // namespace
+
+int64_t SampleLseScratchBytes(int64_t n_heads, int64_t n_rows, int64_t n_keys) {
+  return 2 * ChunksOf(n_keys).n_chunks * n_heads * n_rows * static_cast<int64_t>(sizeof(float));
+}
+
+cudaError_t SampleLse(const SampleLseArgs& args, std::byte* scratch, cudaStream_t stream) {
+  LH_CHECK(args.kv.dtype == DType::kBF16 && args.q.stride(0) % 8 == 0);
+  LseParams p = MakeParams(args);
+  p.partials = reinterpret_cast<float*>(scratch);
   const dim3 grid(static_cast<unsigned>(CeilDiv(int64_t{p.n_rows} * p.group, kBlockRows)),
                   static_cast<unsigned>(p.n_chunks), static_cast<unsigned>(args.kv.n_kv_heads));
   const cudaError_t error = WithHeadDim(args.kv.head_dim, [&]<int kHeadDim>() {

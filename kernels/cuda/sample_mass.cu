@@ -9,6 +9,7 @@
 // (row, page); BandKernel adds them up along the diagonals, in the order of the rows.
 #include <algorithm>
 
+#include "kernels/base/check.h"
 #include "kernels/base/checked_math.h"
 #include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/head_dim.h"
@@ -231,6 +232,42 @@ LH_DEVICE void StoreZeros(const MassParams& p, int kv_head, int first_head, int 
   }
 }
 
+// The keys of the block through `tiles` into the registers of the warps that own them.
+template <int kHeadDim>
+LH_DEVICE void LoadKeys(const MassParams& p, int kv_head, int first_key, Shared<BF16> tiles,
+                        uint32_t (&keys)[kHeadDim / 16][kKeyRowTiles][4]) {
+  LH_UNROLL
+  for (int i = 0; i < kBlockPages; ++i) {
+    const int page = first_key / kTileKeys + i;
+    const int n_valid = p.n_keys - page * kTileKeys;
+    const int page_id = p.kv.pages[std::min(page, p.n_pages - 1)];
+    CopyTileAsync<kHeadDim, kTileKeys, kThreads>(tiles + i * TileElements<kHeadDim>(kTileKeys),
+                                                 p.kv.Keys(page_id, kv_head), n_valid, ThreadId());
+  }
+  CopyAsyncCommit();
+  CopyAsyncWait<0>();
+  SyncThreads();
+  LH_UNROLL
+  for (int column = 0; column < kHeadDim; column += 16) {
+    LH_UNROLL
+    for (int r = 0; r < kKeyRowTiles; ++r) {
+      LoadRowFragment<kHeadDim>(keys[column / 16][r],
+                                tiles + TileElements<kHeadDim>(WarpId() * kWarpKeys + r * 16),
+                                column);
+    }
+  }
+}
+
+// Whether any voting row counts any of the block's keys; the same in all threads.
+LH_DEVICE bool IsCounted(const MassParams& p, int first_key) {
+  bool counts = false;
+  for (int row = ThreadId(); row < p.n_voting; row += kThreads) {
+    const int end = p.q_begin + p.rows[row] - p.reach + 1;
+    counts |= end > first_key && first_key + kBlockKeys > p.sink;
+  }
+  return SyncThreadsOr(counts);
+}
+
 // Grid [ceil(N / kBlockKeys), kv heads of the round].
 template <int kHeadDim>
 LH_KERNEL(kThreads, 3)
@@ -249,37 +286,13 @@ MassKernel(MassParams p) {
   Item item = FirstItem(p, kv_head, 0);
   if (item.head == p.group) return;
 
-  bool counts = false;  // any of the block's keys for this thread's rows
-  for (int row = ThreadId(); row < p.n_voting; row += kThreads) {
-    const int end = p.q_begin + p.rows[row] - p.reach + 1;
-    counts |= end > first_key && first_key + kBlockKeys > p.sink;
-  }
-  if (!SyncThreadsOr(counts)) {
+  if (!IsCounted(p, first_key)) {
     StoreZeros(p, kv_head, first_head, first_key);
     return;
   }
 
-  LH_UNROLL
-  for (int i = 0; i < kBlockPages; ++i) {
-    const int page = first_key / kTileKeys + i;
-    const int n_valid = p.n_keys - page * kTileKeys;
-    const int page_id = p.kv.pages[std::min(page, p.n_pages - 1)];
-    CopyTileAsync<kHeadDim, kTileKeys, kThreads>(tiles + i * TileElements<kHeadDim>(kTileKeys),
-                                                 p.kv.Keys(page_id, kv_head), n_valid, ThreadId());
-  }
-  CopyAsyncCommit();
-  CopyAsyncWait<0>();
-  SyncThreads();
   uint32_t keys[kHeadDim / 16][kKeyRowTiles][4];
-  LH_UNROLL
-  for (int column = 0; column < kHeadDim; column += 16) {
-    LH_UNROLL
-    for (int r = 0; r < kKeyRowTiles; ++r) {
-      LoadRowFragment<kHeadDim>(keys[column / 16][r],
-                                tiles + TileElements<kHeadDim>(WarpId() * kWarpKeys + r * 16),
-                                column);
-    }
-  }
+  LoadKeys<kHeadDim>(p, kv_head, first_key, tiles, keys);
   SyncThreads();  // the keys are in registers; their place is free
 
   CopyItemAsync<kHeadDim>(p, kv_head, item, tiles, infos);
@@ -355,17 +368,7 @@ cudaError_t LaunchBands(const MassParams& p, int64_t n_kv_heads, cudaStream_t st
                 BandKernel, p);
 }
 
-}  // namespace
-
-int64_t SampleMassScratchBytes(int64_t n_heads, int64_t group, int64_t n_voting, int64_t n_keys,
-                               bool bands) {
-  if (!bands) return 0;
-  const int64_t kv_head_bytes = KvHeadPartialBytes(group, n_voting, n_keys);
-  return KvHeadsOfRound(n_heads / group, kv_head_bytes) * kv_head_bytes;
-}
-
-cudaError_t SampleMass(const SampleMassArgs& args, std::byte* scratch, cudaStream_t stream) {
-  const bool bands = !args.band_mass.empty();
+MassParams MakeParams(const SampleMassArgs& args) {
   const bool remote = args.scope == MassScope::kRemote;
   MassParams p;
   p.q = args.q.As<BF16>();
@@ -387,12 +390,27 @@ cudaError_t SampleMass(const SampleMassArgs& args, std::byte* scratch, cudaStrea
   p.mass_max = args.mass_max.As<float>();
   p.mass_sum_stride = args.mass_sum.stride(0);
   p.mass_max_stride = args.mass_max.stride(0);
-  if (bands) {
+  if (!args.band_mass.empty()) {
     p.band_mass = args.band_mass.As<float>();
     p.band_mass_stride = args.band_mass.stride(0);
-    p.partials = reinterpret_cast<float*>(scratch);
   }
+  return p;
+}
 
+}  // namespace
+
+int64_t SampleMassScratchBytes(int64_t n_heads, int64_t group, int64_t n_voting, int64_t n_keys,
+                               bool bands) {
+  if (!bands) return 0;
+  const int64_t kv_head_bytes = KvHeadPartialBytes(group, n_voting, n_keys);
+  return KvHeadsOfRound(n_heads / group, kv_head_bytes) * kv_head_bytes;
+}
+
+cudaError_t SampleMass(const SampleMassArgs& args, std::byte* scratch, cudaStream_t stream) {
+  LH_CHECK(args.kv.dtype == DType::kBF16 && args.q.stride(0) % 8 == 0);
+  const bool bands = !args.band_mass.empty();
+  MassParams p = MakeParams(args);
+  p.partials = reinterpret_cast<float*>(scratch);
   const int64_t n_kv_heads = args.kv_head_end - args.kv_head_begin;
   const int64_t round =
       bands ? KvHeadsOfRound(n_kv_heads, KvHeadPartialBytes(p.group, p.n_voting, p.n_keys))

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "kernels/base/checked_math.h"
@@ -209,6 +210,17 @@ TEST_F(SelectKeysTest, PaperCountsAllMassAndNeverStreams) {
   sum_[800] = 2, sum_[900] = 1.5f, sum_[1000] = 0.5f;
   EXPECT_EQ(Select(), HeadKind::kSparse);  // 9 of 10
   EXPECT_EQ(plan_->stripes(0), (std::vector<int32_t>{800, 900}));
+}
+
+// What a broken model makes is no candidate, and overflows nothing.
+TEST_F(SelectKeysTest, MassThatIsNoNumber) {
+  sum_[300] = std::numeric_limits<float>::quiet_NaN();
+  sum_[400] = std::numeric_limits<float>::infinity();
+  sum_[500] = 1;
+  band_[20] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_EQ(Select(), HeadKind::kSparse);
+  EXPECT_EQ(plan_->stripes(0), (std::vector<int32_t>{400}));
+  EXPECT_TRUE(plan_->bands(0).empty());
 }
 
 TEST_F(SelectKeysTest, SkippedHeadsAreLeftAlone) {
