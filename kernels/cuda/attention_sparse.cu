@@ -271,6 +271,7 @@ int64_t AttendSparseScratchBytes(int64_t n_heads, int64_t head_dim, const Stripe
 cudaError_t AttendSparse(const AttendSparseArgs& args, const StripeCopies& copies,
                          const DeviceLimits& limits, std::byte* scratch, cudaStream_t stream) {
   CheckArgs(args, DType::kBF16);
+  LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
   const int64_t n_tokens = args.q.dim(0);
   const int64_t n_keys = args.q_begin + n_tokens;
   if (n_tokens == 0) return cudaSuccess;

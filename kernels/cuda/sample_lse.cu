@@ -287,6 +287,7 @@ int64_t SampleLseScratchBytes(int64_t n_heads, int64_t n_rows, int64_t n_keys) {
 
 cudaError_t SampleLse(const SampleLseArgs& args, std::byte* scratch, cudaStream_t stream) {
   LH_CHECK(args.kv.dtype == DType::kBF16 && args.q.stride(0) % 8 == 0);
+  LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
   LseParams p = MakeParams(args);
   p.partials = reinterpret_cast<float*>(scratch);
   const dim3 grid(static_cast<unsigned>(CeilDiv(int64_t{p.n_rows} * p.group, kBlockRows)),

@@ -408,6 +408,7 @@ int64_t SampleMassScratchBytes(int64_t n_heads, int64_t group, int64_t n_voting,
 
 cudaError_t SampleMass(const SampleMassArgs& args, std::byte* scratch, cudaStream_t stream) {
   LH_CHECK(args.kv.dtype == DType::kBF16 && args.q.stride(0) % 8 == 0);
+  LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
   const bool bands = !args.band_mass.empty();
   MassParams p = MakeParams(args);
   p.partials = reinterpret_cast<float*>(scratch);
