@@ -23,6 +23,12 @@ using testing::IsClose;
 using testing::ProblemShape;
 using testing::View;
 
+#if defined(__CUDACC__)
+constexpr int64_t kLongContext = 100000;
+#else
+constexpr int64_t kLongContext = 1500;  // the emulator takes its time
+#endif
+
 struct BatchShape {
   std::vector<int64_t> lengths = {};  // keys of each row, its own included
   int32_t n_heads = 1;
@@ -184,6 +190,11 @@ TEST(AttendDecode, LeavesIdleRowsAlone) {
       ASSERT_NEAR(actual[i], expected[i], 1e-2) << i;
     }
   }
+}
+
+TEST(AttendDecode, LongContextOnAWholeDevice) {
+  Batch({.lengths = {kLongContext, 1, kLongContext / 2 + 3}, .n_heads = 8, .head_dim = 128})
+      .Check(132);
 }
 
 // More rows than the planning warp has lanes.

@@ -25,6 +25,12 @@ using testing::View;
 // Few multiprocessors: no keys are split unless a test asks for it.
 constexpr DeviceLimits kOneMultiprocessor = {.n_multiprocessors = 1};
 
+#if defined(__CUDACC__)
+constexpr int64_t kLongContext = 12000;
+#else
+constexpr int64_t kLongContext = 600;  // the emulator takes its time
+#endif
+
 struct Result {
   std::vector<float> out;  // [T, H, D]
   std::vector<float> lse;  // [T, H]
@@ -171,6 +177,12 @@ TEST(AttendDense, SplitsTheKeysOfFewRows) {
   Problem masked({.n_tokens = 5, .q_begin = 2100, .n_heads = 3, .n_kv_heads = 1, .head_dim = 80});
   masked.head_mask = {1, 1, 1};
   masked.Check(limits);
+}
+
+TEST(AttendDense, LongContextOnAWholeDevice) {
+  const DeviceLimits limits = {
+      .n_multiprocessors = 132, .shared_bytes = 228 << 10, .l2_bytes = 50 << 20};
+  Problem({.n_tokens = 130, .q_begin = kLongContext, .n_heads = 4, .head_dim = 128}).Check(limits);
 }
 
 // Sections of one kv head each, and of two where three do not divide by it.
