@@ -109,6 +109,7 @@ LH_DEVICE void WriteRows(const SparseParams& p, const SparseRows& rows, int warp
   }
 }
 
+template <int kHeadDim>
 LH_DEVICE SparseRows RowsOfBlock(const SparseParams& p) {
   const int row_tile = p.n_row_tiles - 1 - BlockX() % p.n_row_tiles;
   SparseRows rows;
@@ -117,6 +118,14 @@ LH_DEVICE SparseRows RowsOfBlock(const SparseParams& p) {
   rows.first = p.q_begin + row_tile * kBlockRows;
   rows.last = std::min(rows.first + kBlockRows, p.q_begin + p.n_tokens) - 1;
   rows.kind = static_cast<HeadKind>(p.kind[rows.head]);
+  rows.n_bands = rows.kind == HeadKind::kSparse ? p.n_bands[rows.head] : 0;
+  rows.copies = 0;
+  rows.copied_values = 0;
+  const int64_t copies_begin = p.copies_begin[rows.head];
+  if (copies_begin >= 0) {
+    rows.copies = p.copies_from_pool + 2 * copies_begin * kHeadDim;
+    rows.copied_values = CopiedKeys(p, p.n_stripes[rows.head]) * kHeadDim;
+  }
   return rows;
 }
 
@@ -172,7 +181,7 @@ SparseKernel(const SparseParams p) {
   TileSlots slots(arena);
   const Shared<BF16> queries = arena.Carve<BF16>(TileElements<kHeadDim>(kBlockRows));
   const Shared<BF16> places = arena.Carve<BF16>(2 * p.depth * Pipeline::kTileElements);
-  const SparseRows rows = RowsOfBlock(p);
+  const SparseRows rows = RowsOfBlock<kHeadDim>(p);
   BandSet bands;
   if (p.max_bands > 0 && rows.kind == HeadKind::kSparse) {
     const int n_words = BandSetWords(p.q_begin + p.n_tokens);
@@ -181,11 +190,13 @@ SparseKernel(const SparseParams p) {
   }
 
   CopyQueriesAsync<kHeadDim>(p, queries, rows.head, rows.first - p.q_begin);
+  int next_keys[kKeysPerLane];  // of the slot that warp 0 fills
   if (WarpId() == 0) {
     slots.Start(p, rows);
-    slots.Fill<kHeadDim>(p, bands, 0);
-    SyncWarp();
-    slots.Fill<kHeadDim>(p, bands, 1);
+    for (int n = 0; n < 2; ++n) {
+      slots.BeginFill(p, n, next_keys);
+      slots.FinishFill<kHeadDim>(p, bands, n, next_keys);
+    }
   }
   SyncThreads();
   const Pipeline tiles(p, places, slots);
@@ -202,7 +213,7 @@ SparseKernel(const SparseParams p) {
     tiles.Wait();
     const bool has_next = slots.mask(n + 1) != TileMask::kEmpty;
     tiles.CopyValues(n + p.depth - 1, p.depth == 1 || has_next);
-    if (WarpId() == 0) slots.Fill<kHeadDim>(p, bands, n + 2);
+    if (WarpId() == 0) slots.BeginFill(p, n + 2, next_keys);
     const bool is_seen = slots.IsSeen(n, WarpId() * kWarpRows, kWarpRows);
     uint32_t weights[kRowTiles][kTileKeys / 8][2];
     if (is_seen) {
@@ -212,6 +223,7 @@ SparseKernel(const SparseParams p) {
       if (slots.mask(n) != TileMask::kNone) slots.Mask(scores, n, WarpId() * kWarpRows, bands);
       state.Update(scores, weights, p.scale_log2);
     }
+    if (WarpId() == 0) slots.FinishFill<kHeadDim>(p, bands, n + 2, next_keys);
     tiles.Wait();
     tiles.CopyKeys(n + p.depth, slots.mask(n + p.depth) != TileMask::kEmpty);
     if (is_seen) AddValues<kHeadDim>(state.output, weights, tiles.Values(n));
@@ -257,6 +269,9 @@ int64_t CarveScratch(int64_t n_heads, int64_t head_dim, const StripeCopies& copi
   p.copies = carver.Take<BF16>(2 * copies.n_keys * head_dim);
   p.copies_begin = carver.Take<int64_t>(n_heads);
   p.head_order = carver.Take<int32_t>(n_heads);
+  p.copies_from_pool = (reinterpret_cast<intptr_t>(p.copies.pointer()) -
+                        reinterpret_cast<intptr_t>(p.kv.pool.pointer())) /
+                       static_cast<intptr_t>(sizeof(BF16));
   p.most_copies = copies.n_keys;
   return carver.used_bytes();
 }

@@ -45,6 +45,7 @@ struct SparseParams {
   Global<int32_t> head_order;    // [H] the head with the most work first
   Global<int64_t> copies_begin;  // [H] first key of the head's copies; -1: gathered from the pages
   Global<BF16> copies;           // of a head with n keys: [n, D] keys, then [n, D] values
+  int64_t copies_from_pool = 0;  // elements
   int64_t most_copies = 0;       // keys
 };
 
@@ -75,6 +76,9 @@ struct SparseRows {
   int first;
   int last;
   HeadKind kind;
+  int n_bands;            // of a sparse head
+  int64_t copies;         // where the keys of its stripes were copied to, in elements from the pool
+  int64_t copied_values;  // from a copied key to its value; 0: keys are gathered from their pages
 };
 
 // The tiles that some of the rows need, in the order stripes, sink, bands, window.
@@ -84,7 +88,6 @@ class TileWalk {
   LH_DEVICE TileWalk(const SparseParams& p, const SparseRows& rows) {
     if (rows.kind == HeadKind::kDense) phase_ = Phase::kDense;
     if (rows.kind != HeadKind::kSparse) return;
-    n_bands_ = p.n_bands[rows.head];
     n_stripe_keys_ = StripesBefore(p, rows, rows.last - p.window + 1) * p.stripe_width;
   }
 
@@ -138,7 +141,7 @@ class TileWalk {
         tile_ = {0, 0, 0, p.sink, 0, kAnyDistance};
         return true;
       case Phase::kBands:
-        if (band_ < n_bands_) {
+        if (band_ < rows.n_bands) {
           BeginBands(p, rows);
         } else {
           phase_ = Phase::kWindow;
@@ -164,7 +167,7 @@ class TileWalk {
     const Global<const int32_t> bands = p.bands + rows.head * p.max_bands;
     const int first_band = bands[band_];
     int n = 1;
-    while (band_ + n < n_bands_ && bands[band_ + n] == first_band + n) ++n;
+    while (band_ + n < rows.n_bands && bands[band_ + n] == first_band + n) ++n;
     band_ += n;
     BeginRun(p, rows, std::max(first_band * kBand, p.window), (first_band + n) * kBand);
   }
@@ -182,7 +185,6 @@ class TileWalk {
   int next_ = 0;
   int end_ = 0;
   int band_ = 0;
-  int n_bands_ = 0;
   int n_stripe_keys_ = 0;
   SparseTile tile_ = {};
 };
@@ -236,7 +238,8 @@ enum class TileMask : int32_t {
 // What the block knows of a tile while it is loaded and used. Three are in use: that of the
 // tile in use, the next one, whose copies are under way, and the one after it. The walk itself also
 // lies in shared memory: in registers, which scores and output fill, it made the compiler spill.
-inline constexpr int kSlots = 4;  // at least 3; a power of two
+inline constexpr int kSlots = 4;                             // at least 3; a power of two
+inline constexpr int kKeysPerLane = kTileKeys / kWarpLanes;  // of the warp that fills them
 
 class TileSlots {
  public:
@@ -264,54 +267,66 @@ class TileSlots {
     SyncWarp();
   }
 
-  // Called by the same warp: the next tile of the walk into its slot.
-  template <int kHeadDim>
-  LH_DEVICE void Fill(const SparseParams& p, const BandSet& bands, int n) {
+  // Two steps, so that the list of stripes, which the first one reads, is on its way while the warp
+  // computes. Both are called by the warp of Start, in turn for tiles 0, 1, 2, ...; `keys` are
+  // the lane's own two.
+  LH_DEVICE void BeginFill(const SparseParams& p, int n, int (&keys)[kKeysPerLane]) {
     const int slot = n & (kSlots - 1);
     const SparseRows rows = rows_[0];
     TileWalk walk = walk_[0];
-    SparseTile tile;
+    SparseTile tile = {};
     const bool exists = walk.Next(p, rows, tile);
-    SyncWarp();  // all lanes have read the walk
-    if (LaneId() == 0) walk_[0] = walk;
-    if (!exists) {
-      if (LaneId() == 0) mask_[slot] = static_cast<int32_t>(TileMask::kEmpty);
-      return;
+    LH_UNROLL
+    for (int i = 0; i < kKeysPerLane; ++i) {
+      const int index = tile.first + i * kWarpLanes + LaneId();
+      keys[i] = exists ? KeyAt(p, rows, tile, walk.n_stripe_keys(), index) : kNoKey;
     }
-    const int64_t copies = tile.is_stripes != 0 ? p.copies_begin[rows.head] : int64_t{-1};
-    const bool check_bands = tile.is_stripes != 0 && p.n_bands[rows.head] > 0;
+    SyncWarp();  // all lanes have read the walk
+    if (LaneId() != 0) return;
+    walk_[0] = walk;
+    tile_[slot] = tile;
+    mask_[slot] = static_cast<int32_t>(exists ? TileMask::kDistances : TileMask::kEmpty);
+  }
+  template <int kHeadDim>
+  LH_DEVICE void FinishFill(const SparseParams& p, const BandSet& bands, int n,
+                            const int (&keys)[kKeysPerLane]) {
+    SyncWarp();  // lane 0 has stored the tile
+    if (mask(n) == TileMask::kEmpty) return;
+    const int slot = n & (kSlots - 1);
+    const SparseRows rows = rows_[0];
+    const SparseTile tile = tile_[slot];
+    const bool is_copied = tile.is_stripes != 0 && rows.copied_values > 0;
+    const bool check_bands = tile.is_stripes != 0 && rows.n_bands > 0;
     bool whole = true;
     bool crosses_bands = false;
-    for (int i = LaneId(); i < kTileKeys; i += kWarpLanes) {
-      const int key = KeyAt(p, rows, tile, walk.n_stripe_keys(), tile.first + i);
-      const bool valid = key != kNoKey;
+    LH_UNROLL
+    for (int i = 0; i < kKeysPerLane; ++i) {
+      const int key = keys[i];
+      const int at = i * kWarpLanes + LaneId();
       int64_t offset = 0;
-      if (valid && copies < 0) {
-        const int page = p.kv.pages[key / kTileKeys];
-        const int64_t at = page * p.kv.page_stride + p.kv.layer_offset;
-        offset = at + rows.kv_head * p.kv.head_stride + key % kTileKeys * kHeadDim;
-      } else if (valid) {
-        const int64_t from_pool = (reinterpret_cast<intptr_t>(p.copies.pointer()) -
-                                   reinterpret_cast<intptr_t>(p.kv.pool.pointer())) /
-                                  static_cast<intptr_t>(sizeof(BF16));
-        offset = from_pool + (2 * copies + tile.first + i) * kHeadDim;
+      if (is_copied) {
+        offset = rows.copies + (tile.first + at) * kHeadDim;
+      } else if (key != kNoKey) {
+        const int64_t page = p.kv.pages[key / kTileKeys];
+        offset = page * p.kv.page_stride + p.kv.layer_offset + rows.kv_head * p.kv.head_stride +
+                 key % kTileKeys * kHeadDim;
       }
-      offset_[slot * kTileKeys + i] = offset;
-      key_[slot * kTileKeys + i] = key;
+      offset_[slot * kTileKeys + at] = offset;
+      key_[slot * kTileKeys + at] = key;
       whole &= key >= tile.key_min && key < tile.key_end && rows.first - key >= tile.near &&
                rows.last - key < tile.far;
-      if (check_bands && valid) crosses_bands |= CrossesBands(rows, bands, key);
+      if (check_bands && key != kNoKey) crosses_bands |= CrossesBands(rows, bands, key);
     }
     whole = WarpAll(whole);
     crosses_bands = WarpAny(crosses_bands);
+    SyncWarp();  // all lanes have read the mask
     if (LaneId() != 0) return;
-    tile_[slot] = tile;
-    values_[slot] = copies < 0 ? p.kv.head_stride / 2
-                               : CopiedKeys(p, p.n_stripes[rows.head]) * int64_t{kHeadDim};
-    const TileMask mask = crosses_bands ? TileMask::kBands
-                          : whole       ? TileMask::kNone
-                                        : TileMask::kDistances;
-    mask_[slot] = static_cast<int32_t>(mask);
+    values_[slot] = is_copied ? rows.copied_values : p.kv.head_stride / 2;
+    if (crosses_bands) {
+      mask_[slot] = static_cast<int32_t>(TileMask::kBands);
+    } else if (whole) {
+      mask_[slot] = static_cast<int32_t>(TileMask::kNone);
+    }
   }
 
   LH_DEVICE SparseRows rows() const { return rows_[0]; }
