@@ -13,6 +13,9 @@ struct MachinePeaks {
   double int8_gops = 0;      // the same
   double read_gb_per_s = 0;  // of memory, all threads
 
+  // Takes what is better in another measurement: others may have used the machine during one.
+  void Merge(const MachinePeaks& other);
+
   // Of the type that the format multiplies in; of f32 where the processor has no other.
   double OfFormat(WeightFormat format) const;
 };

@@ -94,6 +94,55 @@ absl::StatusOr<Result> Measure(Backend& backend, const Shape& shape, WeightForma
   return result;
 }
 
+struct Row {
+  Shape shape;
+  WeightFormat format = WeightFormat::kF32;
+  int64_t n_rows = 0;
+  Result result;
+
+  double Gops() const {
+    return 2e-9 * static_cast<double>(n_rows * shape.n_out * shape.n_in) / result.seconds;
+  }
+  double WeightGbPerS() const {
+    return 1e-9 * static_cast<double>(result.weight_bytes) / result.seconds;
+  }
+};
+
+void PrintTable(const std::string& backend, const MachinePeaks& peaks,
+                const std::vector<Row>& rows) {
+  fmt::print(
+      "{}; peaks: f32 {:.0f} GFLOP/s, bf16 {:.0f} GFLOP/s, int8 {:.0f} GOP/s, memory {:.1f} "
+      "GB/s\n\n| weight | format | rows | GOP/s | of peak | weight GB/s | of memory |\n"
+      "|---|---|---|---|---|---|---|\n",
+      backend, peaks.f32_gflops, peaks.bf16_gflops, peaks.int8_gops, peaks.read_gb_per_s);
+  for (const Row& row : rows) {
+    fmt::print("| {}x{} | {} | {} | {:.0f} | {:.0f} % | {:.1f} | {:.0f} % |\n", row.shape.n_out,
+               row.shape.n_in, WeightFormatName(row.format), row.n_rows, row.Gops(),
+               100 * row.Gops() / peaks.OfFormat(row.format), row.WeightGbPerS(),
+               100 * row.WeightGbPerS() / peaks.read_gb_per_s);
+  }
+}
+
+void PrintJson(const std::string& backend, const MachinePeaks& peaks,
+               const std::vector<Row>& rows) {
+  nlohmann::json entries = nlohmann::json::array();
+  for (const Row& row : rows) {
+    entries.push_back({{"n_out", row.shape.n_out},
+                       {"n_in", row.shape.n_in},
+                       {"format", std::string(WeightFormatName(row.format))},
+                       {"rows", row.n_rows},
+                       {"gops", row.Gops()},
+                       {"weight_gb_per_s", row.WeightGbPerS()}});
+  }
+  const nlohmann::json report = {{"backend", backend},
+                                 {"peak_f32_gflops", peaks.f32_gflops},
+                                 {"peak_bf16_gflops", peaks.bf16_gflops},
+                                 {"peak_int8_gops", peaks.int8_gops},
+                                 {"memory_read_gb_per_s", peaks.read_gb_per_s},
+                                 {"rows", entries}};
+  fmt::print("{}\n", report.dump());
+}
+
 absl::Status Run(const BenchLinearOptions& options) {
   std::vector<Shape> shapes;
   for (const std::string& text : options.shapes) {
@@ -105,43 +154,22 @@ absl::Status Run(const BenchLinearOptions& options) {
     return absl::InvalidArgumentError(fmt::format("{} rows are not in [1, {}]", rows, kMaxRows));
   }
   const std::unique_ptr<Backend> backend = CreateCpuBackend(options.n_threads);
-  LH_ASSIGN_OR_RETURN(const MachinePeaks peaks, MeasureMachinePeaks(options.n_threads));
-  if (!options.json) {
-    fmt::print(
-        "{}; peaks: f32 {:.0f} GFLOP/s, bf16 {:.0f} GFLOP/s, int8 {:.0f} GOP/s, memory "
-        "{:.1f} GB/s\n\n| weight | format | rows | GOP/s | of peak | weight GB/s | of "
-        "memory |\n|---|---|---|---|---|---|---|\n",
-        backend->Description(), peaks.f32_gflops, peaks.bf16_gflops, peaks.int8_gops,
-        peaks.read_gb_per_s);
-  }
-  nlohmann::json rows = nlohmann::json::array();
+  MachinePeaks peaks;
+  std::vector<Row> rows;
   for (const Shape& shape : shapes) {
+    LH_ASSIGN_OR_RETURN(const MachinePeaks now, MeasureMachinePeaks(options.n_threads));
+    peaks.Merge(now);
     for (WeightFormat format : {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kInt8}) {
       for (int64_t n_rows : options.rows) {
         LH_ASSIGN_OR_RETURN(const Result result, Measure(*backend, shape, format, n_rows));
-        const double gops =
-            2e-9 * static_cast<double>(n_rows * shape.n_out * shape.n_in) / result.seconds;
-        const double gb_per_s = 1e-9 * static_cast<double>(result.weight_bytes) / result.seconds;
-        rows.push_back({{"n_out", shape.n_out},
-                        {"n_in", shape.n_in},
-                        {"format", std::string(WeightFormatName(format))},
-                        {"rows", n_rows},
-                        {"gops", gops},
-                        {"weight_gb_per_s", gb_per_s}});
-        if (options.json) continue;
-        fmt::print("| {}x{} | {} | {} | {:.0f} | {:.0f} % | {:.1f} | {:.0f} % |\n", shape.n_out,
-                   shape.n_in, WeightFormatName(format), n_rows, gops,
-                   100 * gops / peaks.OfFormat(format), gb_per_s,
-                   100 * gb_per_s / peaks.read_gb_per_s);
+        rows.push_back({shape, format, n_rows, result});
       }
     }
   }
   if (options.json) {
-    const nlohmann::json report = {
-        {"backend", backend->Description()},           {"peak_f32_gflops", peaks.f32_gflops},
-        {"peak_bf16_gflops", peaks.bf16_gflops},       {"peak_int8_gops", peaks.int8_gops},
-        {"memory_read_gb_per_s", peaks.read_gb_per_s}, {"rows", rows}};
-    fmt::print("{}\n", report.dump());
+    PrintJson(backend->Description(), peaks, rows);
+  } else {
+    PrintTable(backend->Description(), peaks, rows);
   }
   return absl::OkStatus();
 }

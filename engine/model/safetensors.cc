@@ -356,6 +356,20 @@ absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& model_dir) {
   return checkpoint;
 }
 
+Checkpoint Checkpoint::FromTensors(TensorMap tensors) {
+  Checkpoint checkpoint;
+  checkpoint.tensors_ = std::move(tensors);
+  return checkpoint;
+}
+
+void Checkpoint::Prefetch(const StoredTensor& tensor) const {
+  if (!files_.empty()) PrefetchMapped(tensor.data);
+}
+
+void Checkpoint::Release(const StoredTensor& tensor) const {
+  if (!files_.empty()) ReleaseMapped(tensor.data);
+}
+
 uint64_t Checkpoint::Digest() const {
   // Small tensors whole; of large ones 16 pieces of 4 KiB spread evenly. A changed weight that
   // falls between the pieces is not seen; a fine-tuned checkpoint differs nearly everywhere.

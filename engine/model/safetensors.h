@@ -40,7 +40,13 @@ class Checkpoint {
   // disagrees with its shards.
   static absl::StatusOr<Checkpoint> Open(const std::string& model_dir);
 
+  // Tensors of the caller's, whose data outlives this object: a model made in memory.
+  static Checkpoint FromTensors(TensorMap tensors);
+
   const TensorMap& tensors() const { return tensors_; }
+  // Hints about the data of tensors, see mapped_file.h; nothing for tensors that are not in files.
+  void Prefetch(const StoredTensor& tensor) const;
+  void Release(const StoredTensor& tensor) const;
   int64_t n_files() const { return static_cast<int64_t>(files_.size()); }
 
   // Hash over names, types, shapes and samples of the data of every tensor: tells checkpoints of

@@ -168,7 +168,7 @@ absl::StatusOr<std::unique_ptr<LinearWeight>> WeightLoader::Prepare(
     spdlog::warn("weight cache: {}: {}; packed again", id.name,
                  std::string(weight.status().message()));
   }
-  for (const std::string& name : names) PrefetchMapped(Stored(name).data);
+  for (const std::string& name : names) checkpoint_.Prefetch(Stored(name));
   LH_ASSIGN_OR_RETURN(const TensorView matrix, Stage(names, order));
   LH_ASSIGN_OR_RETURN(std::unique_ptr<LinearWeight> weight, backend_.PrepareLinear(matrix, format));
   n_bytes_ += weight->n_bytes;
@@ -180,9 +180,8 @@ absl::StatusOr<std::unique_ptr<LinearWeight>> WeightLoader::Prepare(
 // Gives the tensors' memory back, and says now and then how far the load is.
 void WeightLoader::Advance(const std::vector<std::string>& names) {
   for (const std::string& name : names) {
-    const std::span<const std::byte> data = Stored(name).data;
-    ReleaseMapped(data);
-    n_bytes_read_ += static_cast<int64_t>(data.size());
+    checkpoint_.Release(Stored(name));
+    n_bytes_read_ += static_cast<int64_t>(Stored(name).data.size());
   }
   constexpr auto kInterval = std::chrono::seconds(3);
   const Clock::time_point now = Clock::now();

@@ -50,7 +50,7 @@ struct WeightOptions {
   // of experts stay as exact as the backend computes, embeddings as the checkpoint has them.
   std::optional<WeightFormat> format;
   // Folder where packed matrices are kept for the next start; empty: they are not.
-  std::string cache_dir;
+  std::string cache_dir = {};
 };
 
 // Checks the name and shape of every tensor before the first is converted. InvalidArgument names

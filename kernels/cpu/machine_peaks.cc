@@ -78,6 +78,13 @@ absl::StatusOr<double> ReadBandwidth(ThreadPool& pool) {
 
 }  // namespace
 
+void MachinePeaks::Merge(const MachinePeaks& other) {
+  f32_gflops = std::max(f32_gflops, other.f32_gflops);
+  bf16_gflops = std::max(bf16_gflops, other.bf16_gflops);
+  int8_gops = std::max(int8_gops, other.int8_gops);
+  read_gb_per_s = std::max(read_gb_per_s, other.read_gb_per_s);
+}
+
 double MachinePeaks::OfFormat(WeightFormat format) const {
   if (format == WeightFormat::kBF16 && bf16_gflops > 0) return bf16_gflops;
   if (format == WeightFormat::kInt8 && int8_gops > 0) return int8_gops;

@@ -222,7 +222,13 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> AdoptPackedWeight(int64_t n_out, i
                                                                 WeightFormat format,
                                                                 std::span<const std::byte> bytes,
                                                                 MatmulCache& matmuls) {
-  LH_ASSIGN_OR_RETURN(Layout layout, MakeLayout(n_out, n_in, format, matmuls));
+  Layout layout;
+  try {
+    LH_ASSIGN_OR_RETURN(layout, MakeLayout(n_out, n_in, format, matmuls));
+  } catch (const std::exception& e) {
+    return absl::ResourceExhaustedError(
+        fmt::format("cannot lay out a weight matrix of {} x {}: {}", n_out, n_in, e.what()));
+  }
   if (static_cast<int64_t>(bytes.size()) != layout.weight->n_bytes ||
       reinterpret_cast<uintptr_t>(bytes.data()) % kAlignment != 0) {
     return absl::InvalidArgumentError(

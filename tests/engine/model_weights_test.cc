@@ -42,6 +42,48 @@ class WeightsTest : public ::testing::Test {
   std::map<std::string, TinyTensor> tensors_ = testing::TinyTensors();
 };
 
+TEST_F(WeightsTest, FormatOfLinearLayers) {
+  testing::WriteTinyModel(dir_, tensors_);
+  const ModelConfig config = LoadModelConfig(dir_.path()).value();
+  const Checkpoint f32 = Checkpoint::Open(dir_.path()).value();
+  TensorMap bf16_tensors = f32.tensors();  // as many elements in half the bytes
+  for (auto& [name, tensor] : bf16_tensors) {
+    tensor.dtype = "BF16";
+    tensor.data = tensor.data.first(tensor.data.size() / 2);
+  }
+  const Checkpoint bf16 = Checkpoint::FromTensors(std::move(bf16_tensors));
+  const auto format = [&](const Checkpoint& checkpoint, std::optional<WeightFormat> wanted) {
+    return LoadWeights(checkpoint, config, *backend_, {.format = wanted})->lm_head->format;
+  };
+  EXPECT_EQ(format(f32, std::nullopt), WeightFormat::kF32);
+  EXPECT_EQ(format(bf16, std::nullopt), WeightFormat::kBF16);
+  for (WeightFormat wanted : {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kInt8}) {
+    EXPECT_EQ(format(f32, wanted), wanted);
+    EXPECT_EQ(format(bf16, wanted), wanted);
+  }
+}
+
+// A checkpoint in memory is used as it is, and left as it is: what is given back to the system
+// after a tensor was read is memory of files alone.
+TEST_F(WeightsTest, TensorsInMemory) {
+  testing::WriteTinyModel(dir_, tensors_);
+  const ModelConfig config = LoadModelConfig(dir_.path()).value();
+  const Checkpoint file = Checkpoint::Open(dir_.path()).value();
+  std::vector<std::vector<std::byte>> memory;
+  TensorMap tensors = file.tensors();
+  for (auto& [name, tensor] : tensors) {
+    // Pages of its own, which a careless hint would clear.
+    memory.emplace_back(tensor.data.begin(), tensor.data.end());
+    memory.back().resize(1 << 16, std::byte{1});
+    tensor.data = std::span(memory.back()).first(tensor.data.size());
+  }
+  const auto before = memory;
+  const auto weights = LoadWeights(Checkpoint::FromTensors(tensors), config, *backend_);
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  EXPECT_EQ(memory, before);
+  EXPECT_EQ(weights->n_parameters, LoadWeights(file, config, *backend_)->n_parameters);
+}
+
 TEST_F(WeightsTest, FusesProjections) {
   const auto weights = Load(tensors_);
   ASSERT_TRUE(weights.ok()) << weights.status();
