@@ -24,9 +24,10 @@ def rms_norm(x, weight, eps):
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
-def rotate(x, cos, sin):  # x [batch, heads, tokens, head_dim]; cos, sin [batch, 1, tokens, head_dim / 2]
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+def rotate(x, cos, sin):
+    """x [batch, tokens, heads, head_dim]; cos, sin [batch, tokens, 1, 2, head_dim / 2], the first half of sin negative."""
+    halves = x.unflatten(-1, (2, -1)).float()
+    return (halves * cos + halves.flip(-2) * sin).flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -42,12 +43,11 @@ class Attention(nn.Module):
     def forward(self, x, cos, sin):
         batch, n_tokens, _ = x.shape
         weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
-        qkv = F.linear(x, weight).view(batch, n_tokens, -1, self.head_dim).transpose(1, 2)
-        q, k, v = qkv.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        group = self.n_heads // self.n_kv_heads
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        qkv = F.linear(x, weight).view(batch, n_tokens, -1, self.head_dim)
+        qk, v = qkv.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
+        q, k = rotate(qk, cos, sin).split((self.n_heads, self.n_kv_heads), dim=2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return F.linear(out.transpose(1, 2).reshape(batch, n_tokens, -1), self.o_proj.weight)
 
 
@@ -96,14 +96,21 @@ class Llama(nn.Module):
         pairs = torch.arange(p.head_dim // 2, dtype=torch.float64)
         self.frequencies = p.rope_theta ** (-2 * pairs / p.head_dim)
 
-    def hidden(self, tokens, positions):
-        """tokens, positions: int64 [batch, tokens] -> normed states [batch, tokens, hidden], float32."""
+    def rotations(self, positions):
+        """Positions int64 [batch, tokens] -> cos, sin as rotate() takes them."""
         angles = positions.double().unsqueeze(-1) * self.frequencies.to(positions.device)
-        cos, sin = angles.cos().float().unsqueeze(1), angles.sin().float().unsqueeze(1)
+        cos, sin = angles.cos().float(), angles.sin().float()
+        return torch.stack((cos, cos), -2).unsqueeze(2), torch.stack((-sin, sin), -2).unsqueeze(2)
+
+    def hidden_rotated(self, tokens, cos, sin):
+        """Tokens int64 [batch, tokens] -> normed states [batch, tokens, hidden], float32."""
         x = F.embedding(tokens, self.model.embed_tokens.weight)
         for layer in self.model.layers:
             x = layer(x, cos, sin)
         return rms_norm(x, self.model.norm.weight, self.eps)
+
+    def hidden(self, tokens, positions):
+        return self.hidden_rotated(tokens, *self.rotations(positions))
 
     def logits(self, hidden):
         return F.linear(hidden, self.model.embed_tokens.weight)

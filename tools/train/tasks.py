@@ -48,6 +48,7 @@ CHAINS = (
     ("VAR {x} = {y}", "Which variables have the value {v}?", "The variables that have the value {v} are"),
 )
 PASSAGES = ('Continue the passage that begins with "{p}"', 'How does the passage go on that begins with "{p}"?')
+COPY_SHARE = 0.2  # of the rows with tasks
 SYLLABLES = "ba be da do fa fe ga go ka ki la lo ma mi na ne pa po ra ru sa se ta to va vi za zu".split()
 ANSWER, VALUE, QUESTION, TOLD, BOOK = 1.5, 3.0, 0.1, 0.1, 1.0
 
@@ -253,6 +254,14 @@ class TaskMaker:
         pad_ids = self.books.window(rng, missing) if missing else np.zeros(0, np.int64)
         return np.concatenate((ids, pad_ids)), np.concatenate((weights, np.zeros(missing, np.float32)))
 
+    def copy_row(self, rng, n_tokens):
+        """Pieces in random order, or a passage of a book, over and over: dense practice for heads that look up what came before."""
+        period = int(np.exp(rng.uniform(np.log(8), np.log(n_tokens / 2))))
+        ids = rng.choice(self.pieces, size=period) if rng.random() < 0.7 else self.books.window(rng, period)
+        weights = np.full(n_tokens, ANSWER, np.float32)
+        weights[: period + 2] = 0.0
+        return np.resize(ids, n_tokens), weights
+
     def positions(self, rng, n_tokens):
         """Position ids: half of the rows skip ahead at up to three places (PoSE), so that all distances are seen early."""
         positions = np.arange(n_tokens)
@@ -266,10 +275,11 @@ class TaskMaker:
         return positions
 
     def batch(self, rng, n_rows, window_tokens, task_share):
-        """inputs, targets, positions int64 and weights float32, each [n_rows, window_tokens]."""
+        """Inputs, targets, positions int64 and weights float32, each [n_rows, window_tokens]."""
         ids, weights, positions = [], [], []
         for _ in range(n_rows):
-            make = self.task_row if rng.random() < task_share else self.book_row
+            kind = rng.random() / task_share
+            make = self.copy_row if kind < COPY_SHARE else self.task_row if kind < 1 else self.book_row
             row_ids, row_weights = make(rng, window_tokens + 1)
             ids.append(row_ids)
             weights.append(row_weights)

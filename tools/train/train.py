@@ -46,7 +46,9 @@ class Trainer:
         self.peaks = {"muon": preset.muon_lr, "adam": preset.adam_lr}
         self.phases = schedule(preset)
         self.step = 0
-        self.hidden = torch.compile(self.model.hidden, dynamic=False) if preset.compiled else self.model.hidden
+        self.hidden = self.model.hidden_rotated
+        if preset.compiled:
+            self.hidden = torch.compile(self.hidden, dynamic=False)
 
     def save(self):
         state = {"model": self.model.state_dict(), "step": self.step}
@@ -62,16 +64,20 @@ class Trainer:
         self.step = state["step"]
 
     def loss_sum(self, inputs, targets, positions, weights):
-        """The weighted loss summed over the positions that have a weight; only those pass the output matrix."""
-        kept = weights.flatten().nonzero().squeeze(1)
+        """The sum of the weighted losses, the losses and the weights of the positions that have one; only those pass the output matrix."""
+        weights = weights.flatten()
+        kept = weights.nonzero().squeeze(1)
+        # Few different sizes: oneDNN keeps a compiled kernel of each size it has met.
+        padding = (0, -len(kept) % 512)
+        weights, kept = F.pad(weights[kept], padding), F.pad(kept, padding)
+        rotations = self.model.rotations(positions)
         with torch.autocast(self.device, dtype=torch.bfloat16):
-            hidden = self.hidden(inputs, positions).flatten(0, 1)[kept]
-            logits = self.model.logits(hidden)
+            logits = self.model.logits(self.hidden(inputs, *rotations).flatten(0, 1)[kept])
         losses = F.cross_entropy(logits.float(), targets.flatten()[kept], reduction="none")
-        return (losses * weights.flatten()[kept]).sum(), losses.detach(), weights.flatten()[kept]
+        return (losses * weights).sum(), losses.detach(), weights
 
     def train_step(self, batch):
-        """One optimiser step; returns the mean losses of book text and of answers' values."""
+        """One optimiser step; returns the mean losses of book text, of answers and copies, and of the values in answers."""
         phase = self.phases[self.step]
         batch = [torch.from_numpy(part).to(self.device) for part in batch]
         total = batch[3].sum()
@@ -92,7 +98,7 @@ class Trainer:
         self.step += 1
         losses, weights = torch.cat(seen), torch.cat(seen_weights)
         mean = lambda chosen: float(losses[chosen].mean()) if chosen.any() else float("nan")
-        return mean(weights == tasks.BOOK), mean(weights == tasks.VALUE)
+        return [mean(weights == kind) for kind in (tasks.BOOK, tasks.ANSWER, tasks.VALUE)]
 
 
 def make_batch(maker, phases, step):
@@ -121,9 +127,9 @@ def run(preset, folder, text_folder, device, eval_minutes, log):
             window.append(trainer.train_step(batch))
             n_tokens += phase.batch_tokens
             if trainer.step % 20 == 0 or trainer.step == n_steps:
-                book, value = np.nanmean(np.array(window), axis=0)
+                losses = dict(zip(("book", "answer", "value"), np.nanmean(np.array(window), axis=0)))
                 speed = n_tokens / (time.monotonic() - began)
-                log(step=trainer.step, n_steps=n_steps, window=phase.window_tokens, book=book, value=value, tokens_per_s=speed)
+                log(step=trainer.step, n_steps=n_steps, window=phase.window_tokens, **losses, tokens_per_s=speed)
                 began, n_tokens, window = time.monotonic(), 0, []
             if trainer.step == n_steps or time.monotonic() - saved > 60 * eval_minutes:
                 trainer.save()
