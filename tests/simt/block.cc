@@ -6,12 +6,17 @@
 #include <string_view>
 
 #include "kernels/base/check.h"
-#include "tests/simt/device_memory.h"
 
 namespace longhaul::simt {
 namespace {
 
 struct Aborted {};  // unwinds a thread of a block that has failed
+
+// Elements of one byte (flags, fp8) share a cell; all others fill theirs.
+uint8_t BytesOfCell(const void* address, int n_bytes) {
+  if (n_bytes >= kGlobalCellBytes) return 3;
+  return reinterpret_cast<uintptr_t>(address) % kGlobalCellBytes == 0 ? 1 : 2;
+}
 
 // The process is one device that runs one thread at a time.
 Block* running_block = nullptr;
@@ -32,8 +37,9 @@ Block& RunningBlock() {
 }
 void SetRunningBlock(Block* block) { running_block = block; }
 
-void Block::Begin(const LaunchShape& shape, const int (&block)[3],
+void Block::Begin(uint32_t launch, const LaunchShape& shape, const int (&block)[3],
                   const std::function<void()>* body, RandomOrder* order, Statistics* statistics) {
+  launch_ = launch;
   shape_ = shape;
   body_ = body;
   order_ = order;
@@ -51,6 +57,7 @@ void Block::Begin(const LaunchShape& shape, const int (&block)[3],
   runnable_.clear();
   n_ended_ = 0;
   aborting_ = false;
+  has_used_global_atomics_ = false;
   fault_.clear();
   goes_deep_ = order->OneIn(2);
   for (int i = shape.n_threads - 1; i >= 0; --i) {
@@ -159,11 +166,58 @@ void Block::Yield() {
   if (aborting_) throw Aborted();
 }
 
+// ---- Global memory ----
+
+std::byte* Block::CheckGlobal(const void* address, int n_bytes, int align_bytes,
+                              GlobalAccess access) {
+  const bool is_read = access == GlobalAccess::kRead;
+  DeviceMemory& memory = DeviceMemory::Get();
+  std::byte* storage = memory.Checked(address, n_bytes, align_bytes, is_read ? "reads" : "writes");
+  const int thread = running_->place.thread;
+  const GlobalCell written = {.launch = launch_,
+                              .block = BlockIndex(),
+                              .clock = clocks_.Now(thread / 32),
+                              .thread = static_cast<uint16_t>(thread),
+                              .bytes = BytesOfCell(address, n_bytes),
+                              .is_atomic = access == GlobalAccess::kAtomic};
+  GlobalCell* cells = memory.Cells(address);
+  for (int i = 0; i < (n_bytes + kGlobalCellBytes - 1) / kGlobalCellBytes; ++i) {
+    if (cells[i].launch == launch_ && (cells[i].bytes & written.bytes) != 0) {
+      CheckGlobalOrder(cells[i], access);
+    }
+    if (!is_read) cells[i] = written;
+  }
+  if (access == GlobalAccess::kAtomic) has_used_global_atomics_ = true;
+  return storage;
+}
+
+// Two accesses of which the earlier is a write of this launch.
+void Block::CheckGlobalOrder(const GlobalCell& cell, GlobalAccess access) const {
+  if (cell.is_atomic) return;  // how blocks talk to each other
+  const int thread = running_->place.thread;
+  const char* action = access == GlobalAccess::kRead ? "reads" : "writes";
+  if (cell.block != BlockIndex()) {
+    if (has_used_global_atomics_) return;
+    throw Fault{fmt::format("race in global memory: {} what block {} of the same launch wrote",
+                            action, cell.block)};
+  }
+  if (cell.thread != thread && !clocks_.Ordered(thread / 32, cell.thread / 32, cell.clock)) {
+    throw Fault{fmt::format(
+        "race in global memory: {} what thread {} of the block wrote, with no barrier between",
+        action, cell.thread)};
+  }
+}
+
+int Block::BlockIndex() const {
+  const ThreadPlace& place = running_->place;
+  return (place.block[2] * place.grid[1] + place.block[1]) * place.grid[0] + place.block[0];
+}
+
 // ---- Asynchronous copies ----
 
 void Block::StartCopy(SharedAddress to, const void* from, bool valid) {
   AsyncCopy copy{.to = to, .from = valid ? from : nullptr, .early = {}};
-  const std::byte* source = valid ? CheckedGlobalRead(from, 16, 16) : nullptr;
+  const std::byte* source = valid ? CheckGlobal(from, 16, 16, GlobalAccess::kRead) : nullptr;
   shared_.StartCopy(to, running_->place.thread);
   if (valid && order_->OneIn(2)) copy.early.emplace(source, source + 16);
   running_->open_copies.push_back(std::move(copy));
@@ -186,7 +240,7 @@ void Block::Land(const AsyncCopy& copy) {
   if (copy.early) {
     from = copy.early->data();
   } else if (copy.from != nullptr) {
-    from = CheckedGlobalRead(copy.from, 16, 16);
+    from = CheckGlobal(copy.from, 16, 16, GlobalAccess::kRead);
   }
   shared_.LandCopy(copy.to, running_->place.thread, from);
 }
@@ -263,13 +317,15 @@ void Block::WorkArrive(int warp, int id_and_threads) {
 const ThreadPlace& Here() { return RunningBlock().place(); }
 
 const std::byte* CheckedGlobalRead(const void* address, int n_bytes, int align_bytes) {
-  return DeviceMemory::Get().Checked(address, n_bytes, align_bytes, "reads");
+  return RunningBlock().CheckGlobal(address, n_bytes, align_bytes, Block::GlobalAccess::kRead);
 }
 std::byte* CheckedGlobalWrite(void* address, int n_bytes, int align_bytes) {
-  return DeviceMemory::Get().Checked(address, n_bytes, align_bytes, "writes");
+  return RunningBlock().CheckGlobal(address, n_bytes, align_bytes, Block::GlobalAccess::kWrite);
 }
-void MaybeYield() {
-  if (RunningBlock().order().OneIn(4)) RunningBlock().Yield();
+std::byte* CheckedGlobalAtomic(void* address, int n_bytes, int align_bytes) {
+  Block& block = RunningBlock();
+  if (block.order().OneIn(4)) block.Yield();
+  return block.CheckGlobal(address, n_bytes, align_bytes, Block::GlobalAccess::kAtomic);
 }
 
 void CheckCarve(int64_t end_bytes) {

@@ -14,6 +14,7 @@
 #include "simt/core.h"
 #include "simt/launch.h"
 #include "tests/simt/clocks.h"
+#include "tests/simt/device_memory.h"
 #include "tests/simt/fiber.h"
 #include "tests/simt/random_order.h"
 #include "tests/simt/shared_memory.h"
@@ -34,8 +35,9 @@ class Block {
  public:
   Block() : shared_(&clocks_) {}
 
-  void Begin(const LaunchShape& shape, const int (&block)[3], const std::function<void()>* body,
-             RandomOrder* order, Statistics* statistics);
+  // `launch` differs from launch to launch and is not 0.
+  void Begin(uint32_t launch, const LaunchShape& shape, const int (&block)[3],
+             const std::function<void()>* body, RandomOrder* order, Statistics* statistics);
   bool done() const { return n_ended_ == shape_.n_threads; }
   // Resumes one thread. False if the block is stuck or a thread made a fault: see fault().
   bool Step();
@@ -50,6 +52,9 @@ class Block {
   int smem_bytes() const { return shape_.smem_bytes; }
   RandomOrder& order() { return *order_; }
   void Yield();
+
+  enum class GlobalAccess : uint8_t { kRead, kWrite, kAtomic };
+  std::byte* CheckGlobal(const void* address, int n_bytes, int align_bytes, GlobalAccess access);
 
   void StartCopy(SharedAddress to, const void* from, bool valid);
   void CommitCopies();
@@ -113,6 +118,8 @@ class Block {
     uint32_t warps = 0;               // that wait
   };
 
+  void CheckGlobalOrder(const GlobalCell& cell, GlobalAccess access) const;
+  int BlockIndex() const;
   void Wait(const char* name, const Site& site);
   void MakeRunnable(int thread);
   void Complete(BarrierState& barrier);
@@ -123,6 +130,7 @@ class Block {
   void ReportStuck();
   std::string Where(int thread) const;
 
+  uint32_t launch_ = 0;
   LaunchShape shape_;
   const std::function<void()>* body_ = nullptr;
   RandomOrder* order_ = nullptr;
@@ -138,6 +146,7 @@ class Block {
   int n_ended_ = 0;
   bool goes_deep_ = false;  // last runnable first: one warp runs far ahead of the others
   bool aborting_ = false;
+  bool has_used_global_atomics_ = false;  // by which it may know that other blocks are done
   std::string fault_;
 };
 

@@ -29,6 +29,15 @@ void OnSegmentationFault(int signal, siginfo_t* info, void*) {
   ::signal(signal, SIG_DFL);  // the access is tried again and ends the process
 }
 
+// The whole pages among n_bytes of our own memory.
+void GiveBack(void* address, size_t n_bytes) {
+  const size_t page_bytes = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  const uintptr_t begin = (at + page_bytes - 1) / page_bytes * page_bytes;
+  const uintptr_t end = (at + n_bytes) / page_bytes * page_bytes;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 }  // namespace
 
 DeviceMemory& DeviceMemory::Get() {
@@ -40,7 +49,10 @@ DeviceMemory::DeviceMemory() {
   constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
   void* range = mmap(nullptr, kRangeBytes, PROT_NONE, kFlags, -1, 0);
   void* storage = mmap(nullptr, kRangeBytes, PROT_READ | PROT_WRITE, kFlags, -1, 0);
-  LH_CHECK(range != MAP_FAILED && storage != MAP_FAILED);
+  void* cells = mmap(nullptr, kRangeBytes / kGlobalCellBytes * sizeof(GlobalCell),
+                     PROT_READ | PROT_WRITE, kFlags, -1, 0);
+  LH_CHECK(range != MAP_FAILED && storage != MAP_FAILED && cells != MAP_FAILED);
+  cells_ = static_cast<GlobalCell*>(cells);
   base_ = reinterpret_cast<uintptr_t>(range);
   to_storage_ = static_cast<std::byte*>(storage) - static_cast<std::byte*>(range);
   next_ = base_ + kGuardBytes;
@@ -68,11 +80,8 @@ void* DeviceMemory::Allocate(size_t n_bytes) {
 bool DeviceMemory::Free(void* address) {
   const auto found = allocations_.find(reinterpret_cast<uintptr_t>(address));
   if (found == allocations_.end()) return false;
-  const size_t page_bytes = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t storage = found->first + static_cast<uintptr_t>(to_storage_);
-  const uintptr_t begin = (storage + page_bytes - 1) / page_bytes * page_bytes;
-  const uintptr_t end = (storage + found->second) / page_bytes * page_bytes;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  GiveBack(static_cast<std::byte*>(address) + to_storage_, found->second);
+  GiveBack(Cells(address), found->second / kGlobalCellBytes * sizeof(GlobalCell));
   used_bytes_ -= static_cast<int64_t>(found->second);
   allocations_.erase(found);
   last_begin_ = last_end_ = 0;

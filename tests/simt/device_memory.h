@@ -11,6 +11,17 @@
 
 namespace longhaul::simt {
 
+// The last write of a kernel to two bytes of device memory.
+struct GlobalCell {
+  uint32_t launch = 0;  // 0: none
+  int32_t block = 0;
+  uint32_t clock = 0;  // of the writing warp
+  uint16_t thread = 0;
+  uint8_t bytes = 0;  // which of the two: bits 0 and 1
+  bool is_atomic = false;
+};
+inline constexpr int kGlobalCellBytes = 2;
+
 class DeviceMemory {
  public:
   // The process is one device.
@@ -29,6 +40,10 @@ class DeviceMemory {
   // why.
   std::byte* Checked(const void* address, int n_bytes, int align_bytes, const char* action);
   std::byte* Find(const void* address, size_t n_bytes, std::string* why);
+  // Of the two bytes at an address that Checked has let pass, and of those that follow.
+  GlobalCell* Cells(const void* address) const {
+    return cells_ + (reinterpret_cast<uintptr_t>(address) - base_) / kGlobalCellBytes;
+  }
 
  private:
   DeviceMemory();
@@ -36,6 +51,7 @@ class DeviceMemory {
 
   uintptr_t base_ = 0;
   ptrdiff_t to_storage_ = 0;
+  GlobalCell* cells_ = nullptr;
   uintptr_t next_ = 0;
   int64_t capacity_bytes_ = int64_t{1} << 30;
   int64_t used_bytes_ = 0;

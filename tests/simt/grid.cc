@@ -18,6 +18,7 @@ std::string Grid::Run(const LaunchShape& shape, const std::function<void()>& bod
   for (int i = n_blocks - 1; i > 0; --i) {
     std::swap(todo[static_cast<size_t>(i)], todo[static_cast<size_t>(order->Below(i + 1))]);
   }
+  ++launch_;
   ++statistics->n_launches;
   statistics->n_blocks += n_blocks;
   while (blocks_.size() < kMaxResident) blocks_.push_back(std::make_unique<Block>());
@@ -25,7 +26,7 @@ std::string Grid::Run(const LaunchShape& shape, const std::function<void()>& bod
   const auto begin_next = [&](Block& block) {
     const int index = todo.back();
     todo.pop_back();
-    block.Begin(shape,
+    block.Begin(launch_, shape,
                 {index % shape.grid[0], index / shape.grid[0] % shape.grid[1],
                  index / shape.grid[0] / shape.grid[1]},
                 &body, order, statistics);

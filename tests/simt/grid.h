@@ -1,6 +1,7 @@
 // Runs one launch: all blocks of the grid in a shuffled order, up to three at a time, interleaved.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -19,6 +20,7 @@ class Grid {
                   Statistics* statistics);
 
  private:
+  uint32_t launch_ = 0;
   std::vector<std::unique_ptr<Block>> blocks_;  // kept for their fibers
 };
 

@@ -44,8 +44,7 @@ void ExpectFault(Kernel kernel, int variant, const Matcher<std::string>& matcher
         .in = in.data(), .out = out.data(), .counter = counter.data(), .variant = variant};
     const std::string fault = simt::FaultOf([&] {
       EXPECT_EQ(
-          Launch({.name = "broken", .grid = dim3(2), .block = kThreads, .smem_bytes = smem_bytes},
-                 kernel, params),
+          Launch({.name = "broken", .block = kThreads, .smem_bytes = smem_bytes}, kernel, params),
           cudaSuccess);
     });
     EXPECT_THAT(fault, matcher) << "seed " << seed << ", variant " << variant;
@@ -333,6 +332,40 @@ TEST(NamedBarriers, ProducerAndConsumer) {
   ExpectFault(ProducerKernel, 0, IsEmpty());
   ExpectFault(ProducerKernel, 1, ::testing::Not(IsEmpty()));
   ExpectFault(ProducerKernel, 2, HasSubstr("race in shared memory"));
+}
+
+LH_KERNEL(64, 1) GlobalScratchKernel(Params p) {
+  const int i = ThreadId();
+  const Global<float> scratch = p.out + (p.variant == 3 ? 0 : BlockX() * kThreads);
+  scratch[i] = p.in[i];
+  if (p.variant != 1) SyncThreads();
+  const float x = scratch[(i + 40) % kThreads];
+  SyncThreads();
+  if (p.variant == 2 && i > 0) p.out[512] = x;  // by many threads
+  if (p.variant == 4 && BlockX() == 1) p.out[512] = p.out[0];
+}
+
+TEST(Races, InGlobalMemory) {
+  ExpectFault(GlobalScratchKernel, 0, IsEmpty());
+  ExpectFault(GlobalScratchKernel, 2, HasSubstr("race in global memory: writes what thread"));
+  // The next two show where the accesses come in the wrong order.
+  int n_found[2] = {0, 0};
+  for (const int variant : {1, 3, 4}) {
+    for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+      simt::SetSeed(seed);
+      const DeviceArray<float> in(std::vector<float>(1024, 1.0f));
+      const DeviceArray<float> out(1024, 0);
+      const std::string fault = simt::FaultOf([&] {
+        EXPECT_EQ(
+            Launch({.name = "scratch", .grid = dim3(2), .block = kThreads}, GlobalScratchKernel,
+                   {.in = in.data(), .out = out.data(), .variant = variant}),
+            cudaSuccess);
+      });
+      n_found[variant == 1 ? 0 : 1] += fault.find("race in global memory") != std::string::npos;
+    }
+  }
+  EXPECT_GE(n_found[0], kSeeds / 2);
+  EXPECT_GE(n_found[1], kSeeds);
 }
 
 LH_KERNEL(64, 1) UnwrittenKernel(Params p) {

@@ -44,8 +44,8 @@ struct SharedAddress {
 // The storage behind a device address, after the checks of an access of n_bytes.
 const std::byte* CheckedGlobalRead(const void* address, int n_bytes, int align_bytes);
 std::byte* CheckedGlobalWrite(void* address, int n_bytes, int align_bytes);
-// Before a global atomic: another thread, of this block or of another one, may run first.
-void MaybeYield();
+// For a read-modify-write. Another thread, of this block or of another one, may run first.
+std::byte* CheckedGlobalAtomic(void* address, int n_bytes, int align_bytes);
 
 // Throws if the launch has fewer than end_bytes of shared memory.
 void CheckCarve(int64_t end_bytes);

@@ -291,8 +291,7 @@ T AtomicUpdate(std::byte* at, Update update) {
 }
 template <class T, class Update>
 T Atomic(Global<T> p, Update update) {
-  simt::MaybeYield();
-  return AtomicUpdate<T>(simt::CheckedGlobalWrite(p.pointer(), sizeof(T), sizeof(T)), update);
+  return AtomicUpdate<T>(simt::CheckedGlobalAtomic(p.pointer(), sizeof(T), sizeof(T)), update);
 }
 template <class T, class Update>
 T Atomic(Shared<T> p, Update update) {
