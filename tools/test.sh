@@ -2,7 +2,7 @@
 # Runs every test, stage by stage, and goes on after a failed stage. The last line of the output is
 # "N passed, N failed"; the exit status is 0 when nothing failed.
 #   tools/test.sh                 everything
-#   tools/test.sh STAGE...        only these: build unit e2e asan tsan fuzz
+#   tools/test.sh STAGE...        only these: build unit cuda e2e asan tsan fuzz
 # FUZZ_SECONDS (default 20) is the time for each fuzz target.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -92,6 +92,16 @@ stage_unit() {
   ctest_stage unit cpu -L unit
 }
 
+# Compiles everything that a GPU machine runs, and checks that no attention kernel spills registers.
+stage_cuda() {
+  if ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
+    echo "== cuda: skipped, there is no nvcc here"
+    return
+  fi
+  step cuda-build configure_and_build gpu || return
+  step cuda-registers tools/gpu/ptxas_report.py build/gpu
+}
+
 stage_e2e() {
   step e2e-venv e2e_environment || return
   local began=$SECONDS results=$logs/e2e.xml passed failed
@@ -151,10 +161,10 @@ finish() {
 }
 
 stages=("$@")
-if [ ${#stages[@]} -eq 0 ]; then stages=(build unit e2e asan tsan fuzz); fi
+if [ ${#stages[@]} -eq 0 ]; then stages=(build unit cuda e2e asan tsan fuzz); fi
 for stage in "${stages[@]}"; do
   case "$stage" in
-    build|unit|e2e|asan|tsan|fuzz) ;;
+    build|unit|cuda|e2e|asan|tsan|fuzz) ;;
     *) sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
 done
