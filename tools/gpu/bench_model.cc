@@ -1,6 +1,6 @@
 // Times a model of the shape of Llama-3-8B with random weights on the GPU: prefill to the first
 // token and decode, through the engine's transformer. One JSON object per line on stdout.
-//   gpu_bench_model [MAX_TOKENS [N_LAYERS]]     default 1048576 32
+//   gpu_bench_model [MAX_TOKENS [N_LAYERS]]     default 524288 32
 // Random weights attend to nothing in particular, so no sparse policy could be told from another by
 // what it finds: `streaming` shows the time of a prefill with the least attention, `dense` the
 // most.
@@ -214,7 +214,7 @@ void Run(int64_t max_tokens, int64_t n_layers) {
 }  // namespace longhaul
 
 int main(int argc, char** argv) {
-  const int64_t max_tokens = argc > 1 ? std::atoll(argv[1]) : 1048576;
+  const int64_t max_tokens = argc > 1 ? std::atoll(argv[1]) : 524288;
   const int64_t n_layers = argc > 2 ? std::atoll(argv[2]) : 32;
   if (argc > 3 || max_tokens < 8192 || max_tokens % 64 != 0 || n_layers < 1) {
     fmt::print(stderr, "usage: {} [MAX_TOKENS, a multiple of 64 from 8192 on [N_LAYERS]]\n",
