@@ -5,6 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 
 
+INITIAL_EMBEDDING = 0.04  # standard deviation
+
+
 class Linear(nn.Module):
     """Only holds its weight: blocks multiply by several weights at once."""
 
@@ -82,7 +85,7 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, p):
         super().__init__()
-        self.embed_tokens = Linear(p.hidden_size, p.vocab_size, 0.04)
+        self.embed_tokens = Linear(p.hidden_size, p.vocab_size, INITIAL_EMBEDDING)
         self.layers = nn.ModuleList(Layer(p) for _ in range(p.n_layers))
         self.norm = Norm(p.hidden_size)
 
@@ -95,6 +98,27 @@ class Llama(nn.Module):
         # In double, as the engine computes them: at position 100000 a float32 frequency is off by a noticeable angle.
         pairs = torch.arange(p.head_dim // 2, dtype=torch.float64)
         self.frequencies = p.rope_theta ** (-2 * pairs / p.head_dim)
+
+        self.start_looking_back(p)
+
+    @torch.no_grad()
+    def start_looking_back(self, p):
+        """Lets the heads of the first layer begin with the token one, two or three back: the heads that look up what followed the
+        last tokens before need these first, and they are what takes longest to form. A direction that all embeddings share
+        carries it (the softmax over tokens does not see it); all of it is trained on."""
+        n_pairs, n_shared = 8, p.hidden_size**0.5
+        direction = F.normalize(torch.randn(p.hidden_size), dim=0)
+        self.model.embed_tokens.weight += INITIAL_EMBEDDING * n_shared * direction
+        # Behind the norm half of the energy is shared, which makes the shared part (hidden_size / 2)^0.5 long.
+        row = 8 / (p.hidden_size / 2) ** 0.5 * direction
+        angles = self.frequencies[:n_pairs].float().unsqueeze(1)
+        attention, half = self.model.layers[0].self_attn, p.head_dim // 2
+        for head in range(p.n_kv_heads):
+            attention.k_proj.weight[head * p.head_dim :][:n_pairs] += row
+        for head in range(p.n_heads):
+            n_back = (1, 2, 1, 3)[head % 4]
+            attention.q_proj.weight[head * p.head_dim :][:n_pairs] += (n_back * angles).cos() * row
+            attention.q_proj.weight[head * p.head_dim + half :][:n_pairs] -= (n_back * angles).sin() * row
 
     def rotations(self, positions):
         """Positions int64 [batch, tokens] -> cos, sin as rotate() takes them."""
