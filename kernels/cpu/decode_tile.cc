@@ -50,7 +50,7 @@ class Prefetcher {
 #if HWY_TARGET != HWY_SCALAR
 // Adds the 128-bit blocks of x.
 template <class D>
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(D d, hn::Vec<D> x) {
+HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(D /*tag*/, hn::Vec<D> x) {
   if constexpr (hn::MaxLanes(D()) == 4) {
     return x;
   } else {
