@@ -170,7 +170,7 @@ void Block::Yield() {
 
 std::byte* Block::CheckGlobal(const void* address, int n_bytes, int align_bytes,
                               GlobalAccess access) {
-  const bool is_read = access == GlobalAccess::kRead;
+  const bool is_read = access == GlobalAccess::kRead || access == GlobalAccess::kReadOnly;
   DeviceMemory& memory = DeviceMemory::Get();
   std::byte* storage = memory.Checked(address, n_bytes, align_bytes, is_read ? "reads" : "writes");
   const int thread = running_->place.thread;
@@ -193,6 +193,12 @@ std::byte* Block::CheckGlobal(const void* address, int n_bytes, int align_bytes,
 
 // Two accesses of which the earlier is a write of this launch.
 void Block::CheckGlobalOrder(const GlobalCell& cell, GlobalAccess access) const {
+  if (access == GlobalAccess::kReadOnly) {
+    throw Fault{
+        fmt::format("reads through the read-only path what thread {} of block {} wrote in "
+                    "the same launch",
+                    cell.thread, cell.block)};
+  }
   if (cell.is_atomic) return;  // how blocks talk to each other
   const int thread = running_->place.thread;
   const char* action = access == GlobalAccess::kRead ? "reads" : "writes";
@@ -318,6 +324,9 @@ const ThreadPlace& Here() { return RunningBlock().place(); }
 
 const std::byte* CheckedGlobalRead(const void* address, int n_bytes, int align_bytes) {
   return RunningBlock().CheckGlobal(address, n_bytes, align_bytes, Block::GlobalAccess::kRead);
+}
+const std::byte* CheckedGlobalReadOnly(const void* address, int n_bytes, int align_bytes) {
+  return RunningBlock().CheckGlobal(address, n_bytes, align_bytes, Block::GlobalAccess::kReadOnly);
 }
 std::byte* CheckedGlobalWrite(void* address, int n_bytes, int align_bytes) {
   return RunningBlock().CheckGlobal(address, n_bytes, align_bytes, Block::GlobalAccess::kWrite);

@@ -53,7 +53,7 @@ class Block {
   RandomOrder& order() { return *order_; }
   void Yield();
 
-  enum class GlobalAccess : uint8_t { kRead, kWrite, kAtomic };
+  enum class GlobalAccess : uint8_t { kRead, kReadOnly, kWrite, kAtomic };
   std::byte* CheckGlobal(const void* address, int n_bytes, int align_bytes, GlobalAccess access);
 
   void StartCopy(SharedAddress to, const void* from, bool valid);

@@ -368,6 +368,20 @@ TEST(Races, InGlobalMemory) {
   EXPECT_GE(n_found[1], kSeeds);
 }
 
+LH_KERNEL(64, 1) ReadOnlyKernel(Params p) {
+  const int i = ThreadId();
+  p.out[i] = 1.0f;
+  SyncThreads();
+  p.out[512 + i] =
+      LoadReadOnlyVec<F32x2>(p.variant == 0 ? p.in + 2 * i : Global<const float>(p.out + i / 2 * 2))
+          .v[0];
+}
+
+TEST(Races, ReadOnlyPath) {
+  ExpectFault(ReadOnlyKernel, 0, IsEmpty());
+  ExpectFault(ReadOnlyKernel, 1, HasSubstr("reads through the read-only path what thread"));
+}
+
 LH_KERNEL(64, 1) UnwrittenKernel(Params p) {
   SharedArena arena;
   Shared<float> tile = arena.Carve<float>(2 * kThreads);

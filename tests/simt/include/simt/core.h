@@ -43,6 +43,8 @@ struct SharedAddress {
 
 // The storage behind a device address, after the checks of an access of n_bytes.
 const std::byte* CheckedGlobalRead(const void* address, int n_bytes, int align_bytes);
+// Through the read-only path: of what no thread has written in this launch.
+const std::byte* CheckedGlobalReadOnly(const void* address, int n_bytes, int align_bytes);
 std::byte* CheckedGlobalWrite(void* address, int n_bytes, int align_bytes);
 // For a read-modify-write. Another thread, of this block or of another one, may run first.
 std::byte* CheckedGlobalAtomic(void* address, int n_bytes, int align_bytes);

@@ -181,7 +181,10 @@ V LoadVec(Shared<T> p) {
 }
 template <class V, class T>
 V LoadReadOnlyVec(Global<T> p) {
-  return LoadVec<V>(p);
+  static_assert(sizeof(V) == 4 || sizeof(V) == 8 || sizeof(V) == 16);
+  V value;
+  std::memcpy(&value, simt::CheckedGlobalReadOnly(p.pointer(), sizeof(V), sizeof(V)), sizeof(V));
+  return value;
 }
 template <class V, class T>
 void StoreVec(Global<T> p, const V& value) {
