@@ -1,17 +1,11 @@
 #include "server/text/bpe.h"
 
 #include <algorithm>
-#include <functional>
 
-#include "kernels/base/check.h"
 #include "server/text/unicode.h"
 
 namespace longhaul {
 namespace {
-
-uint64_t MergeKey(int32_t left, int32_t right) {
-  return static_cast<uint64_t>(left) << 32 | static_cast<uint32_t>(right);
-}
 
 uint64_t NeighbourKey(uint32_t left, uint32_t right) {
   return static_cast<uint64_t>(left) << 21 | right;
@@ -24,7 +18,7 @@ BpeModel::BpeModel(BpeSpec spec) : spec_(std::move(spec)) {
   for (size_t rank = 0; rank < spec_.merges.size(); ++rank) {
     const BpeSpec::Merge& merge = spec_.merges[rank];
     // A pair that is listed twice has its last rank, as in Hugging Face's reader.
-    merges_[MergeKey(merge.left, merge.right)] = {static_cast<int32_t>(rank), merge.result};
+    merges_[BpePairKey(merge.left, merge.right)] = {static_cast<int32_t>(rank), merge.result};
   }
   BuildSymbols();
   BuildWholeTokens();
@@ -113,7 +107,7 @@ void BpeModel::AppendSymbols(std::string_view piece, std::vector<int32_t>* ids) 
 }
 
 BpeModel::Target BpeModel::FindMerge(int32_t left, int32_t right) const {
-  const auto found = merges_.find(MergeKey(left, right));
+  const auto found = merges_.find(BpePairKey(left, right));
   return found == merges_.end() ? Target{kNoMerge, -1} : found->second;
 }
 
@@ -126,10 +120,13 @@ void BpeModel::Encode(std::string_view piece, Scratch* scratch, std::vector<int3
   AppendSymbols(piece, &scratch->ids);
   if (scratch->ids.size() <= kShortPiece_symbols) {
     MergeShort(scratch);
-  } else {
-    MergeLong(scratch);
+    ids->insert(ids->end(), scratch->ids.begin(), scratch->ids.end());
+    return;
   }
-  ids->insert(ids->end(), scratch->ids.begin(), scratch->ids.end());
+  const std::vector<int32_t> symbols = std::move(scratch->ids);
+  Tokens tokens;
+  MergeLong(symbols, 0, scratch, &tokens);
+  ids->insert(ids->end(), tokens.ids.begin(), tokens.ids.end());
 }
 
 // Repeatedly merges the pair of the lowest rank, the leftmost of equals.
@@ -149,75 +146,6 @@ void BpeModel::MergeShort(Scratch* scratch) const {
     if (i < ranks.size()) ranks[i] = FindMerge(ids[i], ids[i + 1]).rank;
     if (i > 0) ranks[i - 1] = FindMerge(ids[i - 1], ids[i]).rank;
   }
-}
-
-void BpeModel::AddCandidate(int32_t rank, int32_t position, Scratch* scratch) {
-  const auto [found, is_new] = scratch->buckets.try_emplace(rank);
-  if (is_new) {
-    scratch->ranks_left.push_back(rank);
-    std::push_heap(scratch->ranks_left.begin(), scratch->ranks_left.end(), std::greater<>());
-  }
-  Scratch::Bucket& bucket = found->second;
-  if (!bucket.positions.empty() && position < bucket.positions.back()) bucket.sorted = false;
-  bucket.positions.push_back(position);
-}
-
-// The same with candidates in buckets by rank. Long pieces have few ranks, so this costs a lookup
-// per candidate; one heap over all candidates took four times as long for a megabyte of spaces. A
-// candidate whose pair has changed meanwhile is skipped when it comes up.
-void BpeModel::MergeLong(Scratch* scratch) const {
-  std::vector<int32_t>& ids = scratch->ids;
-  std::vector<int32_t>& next = scratch->next;
-  std::vector<int32_t>& previous = scratch->previous;
-  std::vector<int32_t>& ranks_left = scratch->ranks_left;
-  LH_CHECK(ids.size() < INT32_MAX);
-  const int32_t n = static_cast<int32_t>(ids.size());
-  constexpr int32_t kGone = -1;  // in ids: merged into the symbol before it
-  next.resize(n);
-  previous.resize(n);
-  scratch->buckets.clear();
-  ranks_left.clear();
-  uint64_t last_key = MergeKey(kGone, kGone);  // runs of one character ask for one pair
-  Target last_target{kNoMerge, -1};
-  const auto add = [&](int32_t position) {
-    const int32_t left = ids[position], right = ids[next[position]];
-    if (const uint64_t key = MergeKey(left, right); key != last_key) {
-      last_key = key;
-      last_target = FindMerge(left, right);
-    }
-    if (last_target.rank != kNoMerge) AddCandidate(last_target.rank, position, scratch);
-  };
-  for (int32_t i = 0; i < n; ++i) {
-    previous[i] = i - 1;
-    next[i] = i + 1;
-  }
-  for (int32_t i = 0; i + 1 < n; ++i) add(i);
-
-  while (!ranks_left.empty()) {
-    const int32_t rank = ranks_left.front();
-    Scratch::Bucket& bucket = scratch->buckets.find(rank)->second;
-    if (bucket.done == bucket.positions.size()) {
-      std::pop_heap(ranks_left.begin(), ranks_left.end(), std::greater<>());
-      ranks_left.pop_back();
-      scratch->buckets.erase(rank);
-      continue;
-    }
-    if (!bucket.sorted) {
-      std::sort(bucket.positions.begin() + bucket.done, bucket.positions.end());
-      bucket.sorted = true;
-    }
-    const int32_t i = bucket.positions[bucket.done++];
-    const BpeSpec::Merge& merge = spec_.merges[rank];
-    if (ids[i] != merge.left || next[i] == n || ids[next[i]] != merge.right) continue;
-    const int32_t gone = next[i];
-    ids[i] = merge.result;
-    ids[gone] = kGone;
-    next[i] = next[gone];
-    if (next[i] < n) previous[next[i]] = i;
-    if (previous[i] >= 0) add(previous[i]);
-    if (next[i] < n) add(i);
-  }
-  ids.erase(std::remove(ids.begin(), ids.end(), kGone), ids.end());
 }
 
 void BpeModel::CutWhereNoTokenSpans(std::string_view text, std::vector<uint32_t>* ends) const {

@@ -4,12 +4,14 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
+#include "kernels/base/thread_pool.h"
 
 namespace longhaul {
 
@@ -31,11 +33,16 @@ struct BpeSpec {
       byte_ids;  // tokens <0x00> ... <0xFF>; byte_ids[0] = -1: no byte fallback
 };
 
+// Two neighbours as one number.
+inline uint64_t BpePairKey(int32_t left, int32_t right) {
+  return static_cast<uint64_t>(left) << 32 | static_cast<uint32_t>(right);
+}
+
 class BpeModel {
  public:
   explicit BpeModel(BpeSpec spec);
 
-  // Working memory of one thread, reused between pieces.
+  // Working memory of one thread, reused between pieces of one model.
   class Scratch {
    private:
     friend class BpeModel;
@@ -45,16 +52,29 @@ class BpeModel {
       size_t done = 0;
       bool sorted = true;
     };
+    struct KnownPair {
+      uint64_t key = ~uint64_t{0};  // no pair: ids are not negative
+      int32_t rank = 0;
+    };
     std::vector<int32_t> ids;
     std::vector<int32_t> ranks;  // short pieces: rank of the merge of symbol i and i + 1
-    std::vector<int32_t> next;   // long pieces: linked list over ids
+    std::vector<int32_t> next;   // windows: linked list over ids
     std::vector<int32_t> previous;
-    absl::flat_hash_map<int32_t, Bucket> buckets;  // by rank
-    std::vector<int32_t> ranks_left;               // heap of the ranks that have a bucket
+    std::array<KnownPair, 256> known_pairs;  // recent answers of FindMerge: runs repeat few pairs
+    std::vector<Bucket> buckets;             // with the memory of emptied ones
+    std::vector<int32_t> free_buckets;
+    absl::flat_hash_map<int32_t, int32_t> bucket_of;  // by rank: index into buckets
+    int32_t last_rank = -1;                           // of the candidate added last
+    int32_t last_bucket = -1;
+    std::vector<int32_t> ranks_left;  // heap of the ranks that have a bucket
   };
 
   // Appends the ids of one piece. O(n log n) in its length.
   void Encode(std::string_view piece, Scratch* scratch, std::vector<int32_t>* ids) const;
+
+  // The same by all threads of `pool`, for a piece of more than kLongPiece_bytes.
+  void EncodeLong(std::string_view piece, ThreadPool* pool, std::vector<int32_t>* ids) const;
+  static constexpr size_t kLongPiece_bytes = 256 << 10;
 
   // Cuts `text` wherever no token can span the border, so that encoding the parts gives exactly
   // what encoding the whole gives. For models without a pre-tokenizer, whose piece is the whole
@@ -68,9 +88,15 @@ class BpeModel {
     int32_t rank;
     int32_t result;
   };
+  // Merged symbols: ids and where each begins, in symbols of the piece.
+  struct Tokens {
+    std::vector<int32_t> ids;
+    std::vector<uint32_t> begins;
+  };
   static constexpr int32_t kNoMerge = INT32_MAX;
   // Up to here a scan for the best rank beats the heap.
   static constexpr size_t kShortPiece_symbols = 48;
+  static constexpr size_t kWindow_symbols = 4096;  // keeps a window's lists in the nearest cache
 
   void BuildSymbols();
   void BuildWholeTokens();
@@ -78,8 +104,15 @@ class BpeModel {
   void AppendSymbols(std::string_view piece, std::vector<int32_t>* ids) const;
   Target FindMerge(int32_t left, int32_t right) const;
   void MergeShort(Scratch* scratch) const;
-  void MergeLong(Scratch* scratch) const;
-  static void AddCandidate(int32_t rank, int32_t position, Scratch* scratch);
+  int32_t RankOf(int32_t left, int32_t right, Scratch* scratch) const;
+  void MergeWindow(std::span<const int32_t> symbols, uint32_t first, Scratch* scratch,
+                   Tokens* tokens) const;
+  void RunMerges(int32_t rank, Scratch* scratch) const;
+  void AddPair(int32_t position, Scratch* scratch) const;
+  bool MergeInWindows(std::span<const int32_t> symbols, uint32_t first, size_t n_window,
+                      Scratch* scratch, Tokens* tokens) const;
+  void MergeLong(std::span<const int32_t> symbols, uint32_t first, Scratch* scratch,
+                 Tokens* tokens) const;
 
   BpeSpec spec_;
   absl::flat_hash_map<uint64_t, Target> merges_;  // left << 32 | right

@@ -1,4 +1,6 @@
 // Threads, cuts and merge algorithms change nothing; decoding gives the text back.
+#include <map>
+#include <set>
 #include <thread>
 
 #include "server/text/bpe.h"
@@ -116,6 +118,71 @@ TEST(BpeModelTest, ShortAndLongPiecesMergeByTheDefinition) {
     std::vector<int32_t> ids;
     model.Encode(piece, &scratch, &ids);
     ASSERT_EQ(ids, expected) << piece;
+  }
+}
+
+// The same with the candidates in order, fast enough for long pieces.
+std::vector<int32_t> MergedByDefinition(const BpeSpec& spec, std::vector<int32_t> ids) {
+  std::map<std::pair<int32_t, int32_t>, int32_t> rank_of;
+  for (size_t rank = 0; rank < spec.merges.size(); ++rank) {
+    rank_of[{spec.merges[rank].left, spec.merges[rank].right}] = static_cast<int32_t>(rank);
+  }
+  const size_t n = ids.size();
+  std::vector<size_t> next(n), previous(n);
+  std::set<std::pair<int32_t, size_t>> candidates;
+  const auto change = [&](size_t i, bool add) {
+    if (i >= n || next[i] >= n) return;
+    const auto found = rank_of.find({ids[i], ids[next[i]]});
+    if (found == rank_of.end()) return;
+    add ? (void)candidates.insert({found->second, i}) : (void)candidates.erase({found->second, i});
+  };
+  for (size_t i = 0; i < n; ++i) next[i] = i + 1, previous[i] = i - 1;
+  for (size_t i = 0; i < n; ++i) change(i, true);
+  while (!candidates.empty()) {
+    const auto [rank, i] = *candidates.begin();
+    const size_t gone = next[i];
+    for (const size_t k : {previous[i], i, gone}) change(k, false);
+    ids[i] = spec.merges[rank].result;
+    ids[gone] = -1;
+    next[i] = next[gone];
+    if (next[i] < n) previous[next[i]] = i;
+    for (const size_t k : {previous[i], i}) change(k, true);
+  }
+  std::erase(ids, -1);
+  return ids;
+}
+
+// Random text, runs and periods, in merges of both orders (a token of a merge may have a lower rank
+// than the merge); tokens of every length up to hundreds of symbols.
+TEST(BpeModelTest, WindowsAndThreadsChangeNothing) {
+  ThreadPool pool(3);
+  for (uint32_t seed = 1; seed <= 12; ++seed) {
+    std::mt19937 random(seed);
+    BpeSpec spec;
+    spec.byte_ids.fill(-1);
+    spec.tokens = {"a", "b", "c"};
+    for (int i = 0; i < 60; ++i) {
+      const int32_t left = random() % spec.tokens.size(), right = random() % spec.tokens.size();
+      spec.merges.push_back({left, right, static_cast<int32_t>(spec.tokens.size())});
+      spec.tokens.push_back(spec.tokens[left] + spec.tokens[right]);
+    }
+    if (seed % 2 == 0) std::shuffle(spec.merges.begin(), spec.merges.end(), random);
+    const BpeModel model(spec);
+    BpeModel::Scratch scratch;
+    for (const int n_kinds : {1, 2, 3}) {
+      std::string piece;
+      while (piece.size() < 200000) {
+        const size_t n_run = random() % 4 == 0 ? random() % 9000 : 1;
+        piece.append(n_run, "abc"[random() % n_kinds]);
+      }
+      std::vector<int32_t> symbols, serial, parallel;
+      for (const char c : piece) symbols.push_back(c - 'a');
+      model.Encode(piece, &scratch, &serial);
+      model.EncodeLong(piece, &pool, &parallel);
+      const std::vector<int32_t> expected = MergedByDefinition(spec, symbols);
+      ASSERT_TRUE(serial == expected) << "seed " << seed << ", " << n_kinds << " kinds";
+      ASSERT_TRUE(parallel == expected) << "seed " << seed << ", " << n_kinds << " kinds";
+    }
   }
 }
 
