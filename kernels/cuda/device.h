@@ -129,7 +129,7 @@ LH_DEVICE uint8_t FloatToFp8(float x) {
   return static_cast<uint8_t>(sign | ((u + 0x7ffffu + ((u >> 20) & 1u)) >> 20));
 }
 
-// Unsigned integers in the order of the floats (NaN excepted), for AtomicMax and AtomicMin.
+// Unsigned integers in the order of the floats (NaN excepted), for AtomicMax.
 LH_DEVICE uint32_t OrderedFromFloat(float x) {
   const uint32_t u = BitCast<uint32_t>(x);
   return (u & 0x80000000u) != 0 ? ~u : u | 0x80000000u;

@@ -157,7 +157,6 @@ LH_DEVICE void StoreVec(Shared<T> p, const V& value) {
 // ---- Barriers ----
 LH_DEVICE void SyncThreads() { __syncthreads(); }
 LH_DEVICE bool SyncThreadsOr(bool value) { return __syncthreads_or(value) != 0; }
-LH_DEVICE int SyncThreadsCount(bool value) { return __syncthreads_count(value); }
 LH_DEVICE void SyncWarp() { __syncwarp(); }
 // Barrier `id` in [1, 16) of n_threads threads, whole warps: SyncNamed waits, ArriveNamed does not.
 LH_DEVICE void SyncNamed(int id, int n_threads) {
@@ -190,7 +189,6 @@ LH_DEVICE uint32_t Ballot(bool value) { return __ballot_sync(kAllLanes, value); 
 LH_DEVICE bool WarpAny(bool value) { return __any_sync(kAllLanes, value) != 0; }
 LH_DEVICE bool WarpAll(bool value) { return __all_sync(kAllLanes, value) != 0; }
 LH_DEVICE int PopCount(uint32_t x) { return __popc(x); }
-LH_DEVICE int CountLeadingZeros(uint32_t x) { return __clz(static_cast<int>(x)); }
 
 // ---- Tensor cores (fragment layouts: PTX ISA, "mma.m16n8k16", with g = lane / 4, t = lane % 4)
 // ----
@@ -285,14 +283,6 @@ LH_DEVICE T AtomicMax(Shared<T> p, std::type_identity_t<T> value) {
   return atomicMax(p.pointer(), value);
 }
 template <class T>
-LH_DEVICE T AtomicMin(Global<T> p, std::type_identity_t<T> value) {
-  return atomicMin(p.pointer(), value);
-}
-template <class T>
-LH_DEVICE T AtomicMin(Shared<T> p, std::type_identity_t<T> value) {
-  return atomicMin(p.pointer(), value);
-}
-template <class T>
 LH_DEVICE T AtomicExch(Global<T> p, std::type_identity_t<T> value) {
   return atomicExch(p.pointer(), value);
 }
@@ -317,7 +307,6 @@ LH_DEVICE float ReciprocalApprox(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-LH_DEVICE float RsqrtApprox(float x) { return rsqrtf(x); }
 // Rounded to nearest even; `low` in the lower half.
 LH_DEVICE uint32_t PackBf16(float low, float high) {
   uint32_t pair;

@@ -196,7 +196,7 @@ LH_KERNEL(32, 1) WarpKernel(WarpParams p) {
   p.out[128 + lane] = static_cast<int32_t>(Ballot(lane % 3 == 0));
   p.out[160 + lane] = (WarpAny(lane == 7) ? 1 : 0) + (WarpAll(lane < 31) ? 2 : 0);
   p.out[192 + lane] = static_cast<int32_t>(WarpSum(static_cast<float>(lane)));
-  p.out[224 + lane] = SyncThreadsCount(lane < 11);
+  p.out[224 + lane] = (SyncThreadsOr(lane == 11) ? 1 : 0) + (SyncThreadsOr(false) ? 2 : 0);
 }
 
 TEST(Warp, ShufflesAndVotes) {
@@ -213,7 +213,7 @@ TEST(Warp, ShufflesAndVotes) {
       EXPECT_EQ(static_cast<uint32_t>(r[128 + i]), 0x49249249u);
       EXPECT_EQ(r[160 + i], 1);
       EXPECT_EQ(r[192 + i], 31 * 16);
-      EXPECT_EQ(r[224 + i], 11);
+      EXPECT_EQ(r[224 + i], 1);
     }
   });
 }

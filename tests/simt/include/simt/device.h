@@ -201,9 +201,6 @@ inline void SyncThreads(const Site& site = Site::Current()) { simt::SyncThreads(
 inline bool SyncThreadsOr(bool value, const Site& site = Site::Current()) {
   return simt::SyncThreads(value, site) != 0;
 }
-inline int SyncThreadsCount(bool value, const Site& site = Site::Current()) {
-  return simt::SyncThreads(value, site);
-}
 inline void SyncWarp(const Site& site = Site::Current()) { simt::SyncWarp(site); }
 inline void SyncNamed(int id, int n_threads, const Site& site = Site::Current()) {
   simt::SyncNamed(id, n_threads, site);
@@ -250,7 +247,6 @@ inline bool WarpAll(bool value, const Site& site = Site::Current()) {
   return simt::Ballot(value, site) == 0xffffffffu;
 }
 inline int PopCount(uint32_t x) { return std::popcount(x); }
-inline int CountLeadingZeros(uint32_t x) { return std::countl_zero(x); }
 
 template <class T>
 void LdMatrixX4(uint32_t (&r)[4], Shared<T> row, const Site& site = Site::Current()) {
@@ -315,10 +311,6 @@ template <template <class> class Pointer, internal::OrderedElement T>
 T AtomicMax(Pointer<T> p, std::type_identity_t<T> value) {
   return internal::Atomic(p, [value](T old) { return old < value ? value : old; });
 }
-template <template <class> class Pointer, internal::OrderedElement T>
-T AtomicMin(Pointer<T> p, std::type_identity_t<T> value) {
-  return internal::Atomic(p, [value](T old) { return value < old ? value : old; });
-}
 template <template <class> class Pointer, internal::AtomicElement T>
 T AtomicExch(Pointer<T> p, std::type_identity_t<T> value) {
   return internal::Atomic(p, [value](T) { return value; });
@@ -327,7 +319,6 @@ T AtomicExch(Pointer<T> p, std::type_identity_t<T> value) {
 inline float Exp2Approx(float x) { return std::exp2(x); }
 inline float Log2Approx(float x) { return std::log2(x); }
 inline float ReciprocalApprox(float x) { return 1.0f / x; }
-inline float RsqrtApprox(float x) { return 1.0f / std::sqrt(x); }
 inline uint32_t PackBf16(float low, float high) {
   return uint32_t{ToBF16(low).bits} | uint32_t{ToBF16(high).bits} << 16;
 }
