@@ -68,10 +68,10 @@ PRESETS = {
         n_heads=4,
         n_kv_heads=2,
         phases=(
-            Phase(20_000_000, 256, 8192, 4096, 0.7),
-            Phase(20_000_000, 512, 16384, 4096, 0.6),
-            Phase(10_000_000, 2048, 16384, 4096, 0.6),
-            Phase(6_000_000, 8192, 32768, 8192, 0.6),
+            Phase(6_000_000, 256, 8192, 4096, 0.7),  # retrieval forms within 3 million tokens
+            Phase(14_000_000, 512, 16384, 4096, 0.6),
+            Phase(12_000_000, 2048, 16384, 4096, 0.6),
+            Phase(8_000_000, 8192, 32768, 8192, 0.6),
         ),
     ),
     # A few seconds: for the test of the recipe.
