@@ -39,7 +39,7 @@ def needle_prompt(maker, rng, n_tokens, depth, n_keys=1, chat=True):
 
 @torch.no_grad()
 def needle(model, maker, device, n_tokens, n_prompts, n_keys=1, chat=True, seed=1):
-    """The share of prompts whose whole value greedy decoding would give: every token of it is the best one."""
+    """The share of prompts where, behind the sentence of the answer up to the value, every token of the value is the best one."""
     right = 0
     for i in range(n_prompts):
         rng = np.random.default_rng([seed, n_tokens, i])
