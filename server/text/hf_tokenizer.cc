@@ -80,6 +80,9 @@ absl::Status HfTokenizer::EncodeNormalized(std::string_view text, bool at_start,
   if (text.empty()) return absl::OkStatus();
   std::string buffer;
   text = AddPrefixes(text, at_start, &buffer);
+  std::unique_lock<std::mutex> lock(pool_mutex_, std::defer_lock);
+  const bool parallel = text.size() >= kParallelText_bytes && lock.try_lock();
+  ThreadPool* pool = parallel ? &pool_ : nullptr;
   std::vector<uint32_t> ends;
   if (spec_.metaspace.split) {
     for (size_t at = 0; (at = text.find(spec_.metaspace.mark, at + 1)) != std::string_view::npos;) {
@@ -87,13 +90,11 @@ absl::Status HfTokenizer::EncodeNormalized(std::string_view text, bool at_start,
     }
     ends.push_back(static_cast<uint32_t>(text.size()));
   } else if (spec_.pretokenizer.n_steps() > 0 || bpe_.byte_symbols()) {
-    LH_RETURN_IF_ERROR(spec_.pretokenizer.Split(text, &ends));
+    LH_RETURN_IF_ERROR(spec_.pretokenizer.Split(text, &ends, pool));
   } else {
     bpe_.CutWhereNoTokenSpans(text, &ends);
   }
-  std::unique_lock<std::mutex> lock(pool_mutex_, std::defer_lock);
-  const bool parallel = text.size() >= kParallelText_bytes && lock.try_lock();
-  EncodePieces(text, ends, parallel ? &pool_ : nullptr, ids);
+  EncodePieces(text, ends, pool, ids);
   return absl::OkStatus();
 }
 

@@ -1,7 +1,11 @@
 #include "server/text/pretokenizer.h"
 
+#include <algorithm>
+
 namespace longhaul {
 namespace {
+
+constexpr size_t kMinPart_bytes = 32 << 10;  // of a thread
 
 // Walks a text by characters and their classes. Every Match function returns the end of the piece
 // that starts at `p`; each states the alternative of the pattern it stands for.
@@ -127,29 +131,87 @@ absl::Status PreTokenizer::AddPattern(const std::string& pattern, SplitBehavior 
   return absl::OkStatus();
 }
 
+uint32_t PreTokenizer::MatchEnd(const Step& step, std::string_view text, size_t at) const {
+  const Walker walker(classes_, text.data() + text.size());
+  const char* p = text.data() + at;
+  const int max_digits = step.matcher == Matcher::kLlama3 ? 3 : 1;
+  const char* end =
+      step.matcher == Matcher::kGpt2 ? walker.MatchGpt2(p) : walker.MatchLlama3(p, max_digits);
+  return static_cast<uint32_t>(end - text.data());
+}
+
+// Where a match ends depends on what follows its beginning and on nothing before. So threads may
+// begin anywhere: from the first border that a part shares with the ones before it, all of its
+// borders are right. Until then they are found again by one thread.
+void PreTokenizer::RunMatcher(const Step& step, std::string_view text, ThreadPool* pool,
+                              std::vector<uint32_t>* ends) const {
+  // A match may run to the end of the text, for every part: few parts keep that linear.
+  const size_t n_parts = std::max<size_t>(
+      1,
+      pool == nullptr ? 1 : std::min<size_t>(2 * pool->n_threads(), text.size() / kMinPart_bytes));
+  std::vector<size_t> begins;
+  for (size_t part = 0; part < n_parts; ++part) {
+    size_t begin = text.size() / n_parts * part;
+    while ((static_cast<uint8_t>(text[begin]) & 0xC0) == 0x80) --begin;
+    begins.push_back(begin);
+  }
+  begins.push_back(text.size());
+  std::vector<std::vector<uint32_t>> parts(n_parts);
+  const auto run = [&](int64_t part, int) {
+    for (size_t at = begins[part]; at < begins[part + 1];) {
+      parts[part].push_back(MatchEnd(step, text, at));
+      at = parts[part].back();
+    }
+  };
+  if (n_parts == 1) {
+    run(0, 0);
+  } else {
+    pool->ParallelFor(static_cast<int64_t>(n_parts), run);
+  }
+  *ends = std::move(parts[0]);
+  for (size_t part = 1; part < n_parts; ++part) {
+    const std::vector<uint32_t>& right = parts[part];
+    while (ends->back() < begins[part + 1]) {
+      const uint32_t at = ends->back();
+      auto next = right.begin();
+      if (at != begins[part]) {
+        next = std::lower_bound(right.begin(), right.end(), at);
+        if (*next != at) {
+          ends->push_back(MatchEnd(step, text, at));
+          continue;
+        }
+        ++next;
+      }
+      ends->insert(ends->end(), next, right.end());
+    }
+  }
+}
+
 absl::Status PreTokenizer::RunStep(const Step& step, std::string_view text,
-                                   const std::vector<uint32_t>& pieces,
+                                   const std::vector<uint32_t>& pieces, ThreadPool* pool,
                                    std::vector<uint32_t>* ends) const {
   if (step.matcher == Matcher::kRegex) return step.regex->Split(text, pieces, ends);
-  const int max_digits = step.matcher == Matcher::kLlama3 ? 3 : 1;
-  const char* p = text.data();
+  if (pieces.size() == 1) {
+    RunMatcher(step, text, pool, ends);
+    return absl::OkStatus();
+  }
+  size_t at = 0;
   for (const uint32_t piece_end : pieces) {
-    const char* const end = text.data() + piece_end;
-    const Walker walker(classes_, end);
-    while (p != end) {
-      p = step.matcher == Matcher::kGpt2 ? walker.MatchGpt2(p) : walker.MatchLlama3(p, max_digits);
-      ends->push_back(static_cast<uint32_t>(p - text.data()));
+    while (at != piece_end) {
+      ends->push_back(MatchEnd(step, text.substr(0, piece_end), at));
+      at = ends->back();
     }
   }
   return absl::OkStatus();
 }
 
-absl::Status PreTokenizer::Split(std::string_view text, std::vector<uint32_t>* ends) const {
+absl::Status PreTokenizer::Split(std::string_view text, std::vector<uint32_t>* ends,
+                                 ThreadPool* pool) const {
   if (text.empty()) return absl::OkStatus();
   std::vector<uint32_t> pieces = {static_cast<uint32_t>(text.size())};
   for (const Step& step : steps_) {
     std::vector<uint32_t> finer;
-    LH_RETURN_IF_ERROR(RunStep(step, text, pieces, &finer));
+    LH_RETURN_IF_ERROR(RunStep(step, text, pieces, pool, &finer));
     pieces = std::move(finer);
   }
   if (ends->empty()) {

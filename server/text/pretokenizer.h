@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/base/status.h"
+#include "kernels/base/thread_pool.h"
 #include "server/text/regex_splitter.h"
 #include "server/text/unicode.h"
 
@@ -34,8 +35,10 @@ class PreTokenizer {
 
   // Cuts `text` (valid UTF-8, below 2 GiB) and appends the end offset of every piece to `ends`; no
   // piece is empty. Without steps the text is one piece. Fails only when a pattern from the file
-  // exceeds PCRE2's match limit.
-  absl::Status Split(std::string_view text, std::vector<uint32_t>* ends) const;
+  // exceeds PCRE2's match limit. With a pool, a hand-written matcher
+  // that is the first step runs on all its threads; the ends are the same.
+  absl::Status Split(std::string_view text, std::vector<uint32_t>* ends,
+                     ThreadPool* pool = nullptr) const;
 
   size_t n_steps() const { return steps_.size(); }
 
@@ -47,7 +50,11 @@ class PreTokenizer {
   };
 
   absl::Status RunStep(const Step& step, std::string_view text, const std::vector<uint32_t>& pieces,
-                       std::vector<uint32_t>* ends) const;
+                       ThreadPool* pool, std::vector<uint32_t>* ends) const;
+  void RunMatcher(const Step& step, std::string_view text, ThreadPool* pool,
+                  std::vector<uint32_t>* ends) const;
+  // End of the match of a hand-written matcher at `at`.
+  uint32_t MatchEnd(const Step& step, std::string_view text, size_t at) const;
 
   CharClasses classes_;
   std::vector<Step> steps_;

@@ -26,8 +26,46 @@ TEST_P(MatcherTest, CutsWherePcre2Cuts) {
   }
 }
 
+// Also where parts never meet: runs that are one match, and digits in threes out of step.
+TEST_P(MatcherTest, ThreadsCutWhereOneThreadCuts) {
+  PreTokenizer pretokenizer;
+  ASSERT_TRUE(pretokenizer.AddPattern(std::string(GetParam())).ok());
+  ThreadPool pool(3);
+  std::vector<std::string> texts = {std::string(300000, 'a'), std::string(300000, ' '),
+                                    "12" + std::string(299999, '7'),
+                                    "a" + std::string(290000, '7') + RandomText(3, 90000)};
+  for (uint32_t seed = 1; seed <= 12; ++seed) texts.push_back(RandomText(seed, 70000 + 999 * seed));
+  for (const std::string& text : texts) {
+    std::vector<uint32_t> ends;
+    ASSERT_TRUE(pretokenizer.Split(text, &ends, &pool).ok());
+    EXPECT_TRUE(ends == Split(pretokenizer, text)) << text.substr(0, 40);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Patterns, MatcherTest,
                          ::testing::Values(kGpt2Pattern, kLlama3Pattern, kQwen2Pattern));
+
+// ICU alone needs time quadratic in such a run: minutes for these.
+TEST(NormalFormTest, LongRunsOfMarksAreInOrder) {
+  for (const auto& [form, first, second] :
+       {std::tuple<NormalForm, std::string, std::string>{NormalForm::kNfc, "\u0323", "\u0301"},
+        {NormalForm::kNfd, "\u0323", "\u0301"},
+        {NormalForm::kNfkd, "\u3099", "\u0301"}}) {
+    const size_t n = 300000;
+    std::string text = "x", expected = "x";
+    // U+FF9E is U+3099 in compatibility forms.
+    const std::string typed = form == NormalForm::kNfkd ? "\uFF9E" : first;
+    for (size_t i = 0; i < n; ++i) text.append(second).append(typed);
+    if (form == NormalForm::kNfc) text.append("e\u0301");
+    for (const std::string* mark : {&first, &second}) {
+      for (size_t i = 0; i < n; ++i) expected.append(*mark);
+    }
+    if (form == NormalForm::kNfc) expected.append("\u00E9");
+    const auto result = ToNormalForm(form, text, size_t{1} << 30);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_TRUE(result->value_or(text) == expected);
+  }
+}
 
 TEST(PreTokenizerTest, PiecesAreNeverEmptyAndCoverTheText) {
   PreTokenizer pretokenizer;
