@@ -12,6 +12,7 @@ struct MachinePeaks {
   double bf16_gflops = 0;    // 0 where the processor does not multiply the type
   double int8_gops = 0;      // the same
   double read_gb_per_s = 0;  // of memory, all threads
+  double copy_gb_per_s = 0;  // the same, bytes read and written together
 
   // Takes what is better in another measurement: others may have used the machine during one.
   void Merge(const MachinePeaks& other);

@@ -13,6 +13,7 @@
 #include "server/cmd_bench_attention.h"
 #include "server/cmd_bench_linear.h"
 #include "server/cmd_bench_load.h"
+#include "server/cmd_bench_shape.h"
 #include "server/cmd_bench_tokenizer.h"
 #include "server/cmd_bench_ttft.h"
 #include "server/cmd_generate.h"
@@ -105,6 +106,7 @@ struct Commands {
   TableFlags serve_flags, generate_flags, ttft_flags, health_flags;
   GenerateOptions generate_options;
   BenchTtftOptions ttft_options;
+  BenchShapeOptions shape_options;
   BenchAttentionOptions attention_options;
   BenchLinearOptions linear_options;
   load::LoadOptions load_options;
@@ -141,6 +143,16 @@ void AddBench(Commands& c) {
       ->capture_default_str();
   c.bench_ttft->add_option("--text-file", t.text_file,
                            "prompts are cut out of it; else random ids");
+  BenchShapeOptions& s = c.shape_options;
+  c.bench_ttft->add_option("--shape", s.shape,
+                           "in place of --model: random weights, each phase beside the machine's "
+                           "peaks; layers,hidden,heads,kv_heads,head_dim,ffn,vocab");
+  c.bench_ttft
+      ->add_option("--decode-depths", s.decode_depths,
+                   "with --shape: tokens before the decoded ones")
+      ->delimiter(',');
+  c.bench_ttft->add_option("--density", s.density,
+                           "with --shape: forced on sparse policies, in (0, 1]");
   c.bench_ttft->add_flag("--json", t.json, "JSON instead of the table");
   c.ttft_flags.AddTo(c.bench_ttft, /*with_serve_flags=*/false);
 
@@ -284,6 +296,26 @@ int RunWith(const TableFlags& flags, const Environment& environment, const Run& 
   return run(*config);
 }
 
+// With --shape and without.
+int RunTtft(Commands& c, const ServerConfig& config) {
+  const BenchTtftOptions& ttft = c.ttft_options;
+  BenchShapeOptions& options = c.shape_options;
+  if (options.shape.empty()) {
+    if (!options.density && options.decode_depths.empty()) return RunBenchTtft(config, ttft);
+    return UsageError("--decode-depths and --density go with --shape");
+  }
+  if (!config.model.empty() || !ttft.text_file.empty()) {
+    return UsageError("--shape takes neither --model nor --text-file: weights are random");
+  }
+  // The lengths and policies that are for looking at a model would take an hour here.
+  const auto given = [&](const char* name) { return c.bench_ttft->get_option(name)->count() > 0; };
+  options.lengths = given("--lengths") ? ttft.lengths : std::vector<int64_t>{512, 4096};
+  options.modes = given("--modes") ? ttft.modes : std::vector<std::string>{"dense"};
+  options.repeats = ttft.repeats;
+  options.json = ttft.json;
+  return RunBenchShape(config, options);
+}
+
 int RunAttention(Commands& c) {
   const absl::StatusOr<BackendKind> kind = ParseBackendKind(c.attention_backend);
   if (!kind.ok()) return UsageError(std::string(kind.status().message()));
@@ -313,9 +345,8 @@ int RunCli(int argc, const char* const* argv, const Environment& environment) {
     });
   }
   if (c.bench_ttft->parsed()) {
-    return RunWith(c.ttft_flags, environment, [&c](const ServerConfig& config) {
-      return RunBenchTtft(config, c.ttft_options);
-    });
+    return RunWith(c.ttft_flags, environment,
+                   [&c](const ServerConfig& config) { return RunTtft(c, config); });
   }
   if (c.bench_attention->parsed()) return RunAttention(c);
   if (c.bench_linear->parsed()) return RunBenchLinear(c.linear_options);

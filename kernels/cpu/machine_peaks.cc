@@ -56,15 +56,15 @@ absl::StatusOr<double> GemmPeak(MatmulType type, ThreadPool& pool) {
   return kOperations * pool.n_threads() / best_seconds * 1e-9;
 }
 
-absl::StatusOr<double> ReadBandwidth(ThreadPool& pool) {
-  constexpr int64_t kBytes = int64_t{512} << 20, kPieceBytes = int64_t{4} << 20;
-  LH_ASSIGN_OR_RETURN(const Buffer buffer, AllocateHost(kBytes));
-  std::memset(buffer.data(), 1, kBytes);
+constexpr int64_t kMemoryBytes = int64_t{512} << 20;  // more than any cache
+constexpr int64_t kPieceBytes = int64_t{4} << 20;
+
+double ReadBandwidth(const Buffer& buffer, ThreadPool& pool) {
   std::atomic<uint64_t> sink{0};
   double best_seconds = 1e9;
   for (int round = 0; round < kRounds; ++round) {
     const Clock::time_point start = Clock::now();
-    pool.ParallelFor(kBytes / kPieceBytes, [&](int64_t i, int) {
+    pool.ParallelFor(kMemoryBytes / kPieceBytes, [&](int64_t i, int) {
       const auto* words = reinterpret_cast<const uint64_t*>(static_cast<std::byte*>(buffer.data()) +
                                                             i * kPieceBytes);
       uint64_t sum = 0;
@@ -73,7 +73,21 @@ absl::StatusOr<double> ReadBandwidth(ThreadPool& pool) {
     });
     best_seconds = std::min(best_seconds, SecondsSince(start));
   }
-  return static_cast<double>(kBytes) / best_seconds * 1e-9;
+  return static_cast<double>(kMemoryBytes) / best_seconds * 1e-9;
+}
+
+// One half of the buffer to the other.
+double CopyBandwidth(const Buffer& buffer, ThreadPool& pool) {
+  auto* data = static_cast<std::byte*>(buffer.data());
+  double best_seconds = 1e9;
+  for (int round = 0; round < kRounds; ++round) {
+    const Clock::time_point start = Clock::now();
+    pool.ParallelFor(kMemoryBytes / 2 / kPieceBytes, [&](int64_t i, int) {
+      std::memcpy(data + kMemoryBytes / 2 + i * kPieceBytes, data + i * kPieceBytes, kPieceBytes);
+    });
+    best_seconds = std::min(best_seconds, SecondsSince(start));
+  }
+  return static_cast<double>(kMemoryBytes) / best_seconds * 1e-9;
 }
 
 }  // namespace
@@ -83,6 +97,7 @@ void MachinePeaks::Merge(const MachinePeaks& other) {
   bf16_gflops = std::max(bf16_gflops, other.bf16_gflops);
   int8_gops = std::max(int8_gops, other.int8_gops);
   read_gb_per_s = std::max(read_gb_per_s, other.read_gb_per_s);
+  copy_gb_per_s = std::max(copy_gb_per_s, other.copy_gb_per_s);
 }
 
 double MachinePeaks::OfFormat(WeightFormat format) const {
@@ -101,7 +116,10 @@ absl::StatusOr<MachinePeaks> MeasureMachinePeaks(int n_threads) {
   } catch (const std::exception& e) {
     return absl::InternalError(fmt::format("cannot measure matrix products: {}", e.what()));
   }
-  LH_ASSIGN_OR_RETURN(peaks.read_gb_per_s, ReadBandwidth(pool));
+  LH_ASSIGN_OR_RETURN(const Buffer buffer, AllocateHost(kMemoryBytes));
+  std::memset(buffer.data(), 1, kMemoryBytes);
+  peaks.read_gb_per_s = ReadBandwidth(buffer, pool);
+  peaks.copy_gb_per_s = CopyBandwidth(buffer, pool);
   return peaks;
 }
 
