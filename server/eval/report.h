@@ -39,6 +39,16 @@ struct EvalSample {
   double recall_mean = 1;  // of the audit rows; 1 where nothing was audited
 };
 
+// All prefills of one length under one policy.
+struct EvalLength {
+  int64_t length_tokens = 0;  // as asked for
+  int64_t n = 0;              // prompts
+  double density = 1;         // mean
+  double recall_mean = 1;  // of all audit rows; where there is no histogram, of the prompts' means
+  double recall_p1 = 1;    // first percentile of the audit rows; 1 where there is no histogram
+  double ttft_median_s = 0;
+};
+
 // What the policy did with one query head of one layer, over all prompts.
 struct EvalHead {
   int32_t layer = 0;
@@ -55,6 +65,7 @@ struct EvalPolicy {
   std::string name;  // as given: "sample:alpha=0.9"
   std::vector<EvalScore> scores;
   std::vector<EvalSample> samples;
+  std::vector<EvalLength> lengths;  // those that were measured, in the order of --lengths
   // Of audit recalls over all prompts, 1001 cells of 1/1000 (the last one: exactly 1); empty where
   // the server does not tell.
   std::vector<int64_t> recall_histogram;
