@@ -45,6 +45,7 @@ struct Request {
   int32_t priority = 0;                 // lower runs earlier
   std::optional<Clock::time_point> deadline;
   bool report_progress = false;  // ProgressEvents, at most one per slice
+  bool report_heads = false;     // DoneEvent.sparse.heads
   Clock::time_point accepted = Clock::now();
 };
 

@@ -257,6 +257,9 @@ class Runner final : public Executor {
     if (alpha.empty()) alpha.assign(int64_t{shape.n_layers} * shape.n_heads, slice.sparse->alpha);
 
     SliceResult result;
+    if (slice.report_heads) {
+      result.report.heads.resize(int64_t{shape.n_layers} * shape.n_heads);
+    }
     TensorView logits;
     if (IsFinal(slice)) logits = TakeLogits(1);
     const TensorView hidden = HiddenOf(slice);

@@ -177,6 +177,7 @@ void Scheduler::AddSlice(Sequence& sequence, const PrefillCells& cells) {
                            .sparse_state = &sequence.sparse_state,
                            .logprob_tokens = logprob_tokens,
                            .n_top_logprobs = std::max(0, sequence.request.n_prompt_logprobs),
+                           .report_heads = sequence.request.report_heads,
                            .border_state = border_state});
 }
 

@@ -212,6 +212,16 @@ void SparseReport::AddRecall(float recall) {
   ++n_recalls;
 }
 
+void HeadReport::Merge(const HeadReport& other) {
+  kept_pairs += other.kept_pairs;
+  causal_pairs += other.causal_pairs;
+  n_epochs += other.n_epochs;
+  n_streaming += other.n_streaming;
+  n_dense += other.n_dense;
+  recall_sum += other.recall_sum;
+  n_recalls += other.n_recalls;
+}
+
 void SparseReport::Merge(const SparseReport& other) {
   kept_pairs += other.kept_pairs;
   causal_pairs += other.causal_pairs;
@@ -225,6 +235,8 @@ void SparseReport::Merge(const SparseReport& other) {
   recall_sum += other.recall_sum;
   recall_min = std::min(recall_min, other.recall_min);
   n_recalls += other.n_recalls;
+  if (heads.size() < other.heads.size()) heads.resize(other.heads.size());
+  for (size_t i = 0; i < other.heads.size(); ++i) heads[i].Merge(other.heads[i]);
 }
 
 }  // namespace longhaul

@@ -77,6 +77,19 @@ struct SparseState {
   std::vector<float> alpha;  // [n_layers, H]
 };
 
+// What one query head of one layer did in the epochs under a sparse policy.
+struct HeadReport {
+  int64_t kept_pairs = 0;
+  int64_t causal_pairs = 0;
+  int64_t n_epochs = 0;
+  int64_t n_streaming = 0;
+  int64_t n_dense = 0;  // by cost or repaired after the audit
+  double recall_sum = 0;
+  int64_t n_recalls = 0;
+
+  void Merge(const HeadReport& other);
+};
+
 // Sums over all sparse epochs of a request; what the user sees.
 struct SparseReport {
   int64_t kept_pairs = 0;     // (query, key) pairs attended, all heads and layers
@@ -90,6 +103,7 @@ struct SparseReport {
   double recall_sum = 0;
   float recall_min = 1.0f;
   int64_t n_recalls = 0;
+  std::vector<HeadReport> heads;  // [n_layers, H], or empty where nobody asked for them
 
   double Density() const { return causal_pairs == 0 ? 1.0 : double(kept_pairs) / causal_pairs; }
   double RecallMean() const { return n_recalls == 0 ? 1.0 : recall_sum / n_recalls; }

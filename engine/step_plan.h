@@ -42,6 +42,7 @@ struct PrefillSlice {
   // Only of a slice that reaches the last layer; empty: none.
   std::span<const int32_t> logprob_tokens{};
   int32_t n_top_logprobs = 0;           // and of so many likeliest ones
+  bool report_heads = false;            // SliceResult.report.heads
   SparseState* border_state = nullptr;  // if set, [n_layers, H]: gets the slice's layers as they
                                         // are behind this epoch, before the next slice changes them
 };

@@ -374,6 +374,18 @@ void PrefillAttention::Report(int64_t layer, const SliceRecords& records,
     }
     const float* recall = records.Recall(layer) + head * records.n_audit;
     for (int64_t i = 0; i < records.n_audit; ++i) report.AddRecall(exact ? 1.0f : recall[i]);
+    if (report.heads.empty()) continue;
+    HeadReport cell{.kept_pairs = exact ? dense_pairs : records.KeptPairs(layer)[head],
+                    .causal_pairs = dense_pairs,
+                    .n_epochs = 1,
+                    .n_streaming = !exact && kind == HeadKind::kStreaming,
+                    .n_dense = exact,
+                    .n_recalls = records.n_audit};
+    for (int64_t i = 0; i < records.n_audit; ++i) {
+      // Written so that NaN counts as lost.
+      cell.recall_sum += exact ? 1.0 : recall[i] >= 0 ? double{recall[i]} : 0.0;
+    }
+    report.heads[(slice_.layer_begin + layer) * shape_.n_heads + head].Merge(cell);
   }
 }
 

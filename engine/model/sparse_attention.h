@@ -76,7 +76,8 @@ class PrefillAttention {
   void Run(const LayerArgs& args);
 
   // Once, behind the last layer. Waits for the backend, steers slice.alpha and adds what was done
-  // to `report`: pairs of all rows; cells and recalls of the rows under a sparse policy. A recall
+  // to `report`: pairs of all rows; cells and recalls of the rows under a sparse policy, and to
+  // report.heads, [n_layers, H], unless it is empty. A recall
   // is that of the attention used: 1 for the audit rows of dense and of repaired heads.
   void Finish(SparseReport& report);
 

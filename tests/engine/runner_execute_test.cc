@@ -185,6 +185,15 @@ TEST_P(RunnerTest, SparseModesReportWhatTheyKept) {
     EXPECT_GT(report.n_head_epochs, 0);
     EXPECT_EQ(report.n_repaired, 0);
     EXPECT_GT(MaxError(logits, dense), 0.0f);
+    HeadReport heads;  // all but the exact tail of the prompt
+    ASSERT_EQ(report.heads.size(), size_t{kHeadCells * kLayers});
+    for (const HeadReport& head : report.heads) heads.Merge(head);
+    EXPECT_EQ(heads.n_epochs, report.n_head_epochs);
+    EXPECT_EQ(heads.causal_pairs - heads.kept_pairs, report.causal_pairs - report.kept_pairs);
+    EXPECT_EQ(heads.n_streaming, report.n_streaming);
+    EXPECT_EQ(heads.n_dense, report.n_dense);
+    EXPECT_EQ(heads.n_recalls, report.n_recalls);
+    EXPECT_NEAR(heads.recall_sum, report.recall_sum, 1e-3);
     EXPECT_LE(report.recall_min, report.RecallMean());
     EXPECT_LE(report.RecallPercentile(1), report.RecallPercentile(50));
     // Attention of random weights has no structure to find: more than the local keys, not alpha.

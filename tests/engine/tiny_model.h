@@ -155,7 +155,8 @@ inline PrefillSlice SliceOf(DrivenSequence& s, int64_t begin, int64_t end, int32
           .pages = s.pages,
           .hidden_slot = s.hidden_slot,
           .sparse = &s.sparse,
-          .sparse_state = &s.state};
+          .sparse_state = &s.state,
+          .report_heads = true};
 }
 
 // Executes one slice; the logits, when it produced any.
