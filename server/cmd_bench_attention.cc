@@ -14,6 +14,7 @@
 #include "engine/sparse_policy.h"
 #include "kernels/base/checked_math.h"
 #include "server/planted_attention.h"
+#include "server/profiling_backend.h"
 
 namespace longhaul {
 namespace {
@@ -24,89 +25,9 @@ double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Where the time of one epoch's attention went.
-struct OpSeconds {
-  double rows = 0;           // SampleLse
-  double mass = 0;           // SampleMass
-  double select = 0;         // SelectStreaming, SelectKeys, Audit
-  double attend = 0;         // AttendSparse
-  double dense = 0;          // AttendDense: all of a dense epoch, the repairs of a sparse one
-  int64_t attend_pairs = 0;  // (row, key) pairs that AttendSparse kept
-
-  double Choosing() const { return rows + mass + select; }
-  double Total() const { return Choosing() + attend + dense; }
-};
-
-// Forwards every op, and times those of attention.
-class TimedBackend : public Backend {
- public:
-  explicit TimedBackend(Backend* backend) : backend_(backend) {}
-
-  OpSeconds TakeSeconds() { return std::exchange(seconds_, OpSeconds()); }
-
-  std::string Description() const override { return backend_->Description(); }
-  DType activation_dtype() const override { return backend_->activation_dtype(); }
-  bool is_host() const override { return backend_->is_host(); }
-  MemoryInfo Memory() const override { return backend_->Memory(); }
-  absl::StatusOr<Buffer> Allocate(int64_t n_bytes) override { return backend_->Allocate(n_bytes); }
-  void Upload(const void* from, void* to, int64_t n_bytes) override {
-    backend_->Upload(from, to, n_bytes);
-  }
-  void Download(const void* from, void* to, int64_t n_bytes) override {
-    backend_->Download(from, to, n_bytes);
-  }
-  absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight,
-                                                              WeightFormat format) override {
-    return backend_->PrepareLinear(weight, format);
-  }
-  void Embed(const EmbedArgs& args) override { backend_->Embed(args); }
-  void RmsNorm(const RmsNormArgs& args) override { backend_->RmsNorm(args); }
-  void Linear(const LinearArgs& args) override { backend_->Linear(args); }
-  void SwiGlu(const SwiGluArgs& args) override { backend_->SwiGlu(args); }
-  void RouteExperts(const RouteExpertsArgs& args) override { backend_->RouteExperts(args); }
-  void GatherRows(const GatherRowsArgs& args) override { backend_->GatherRows(args); }
-  void ScatterAddRows(const ScatterAddRowsArgs& args) override { backend_->ScatterAddRows(args); }
-  void RopeTable(const RopeTableArgs& args) override { backend_->RopeTable(args); }
-  void RopeKvWrite(const RopeKvWriteArgs& args) override { backend_->RopeKvWrite(args); }
-  void CopyPages(const CopyPagesArgs& args) override { backend_->CopyPages(args); }
-  void AttendDecode(const AttendDecodeArgs& args) override { backend_->AttendDecode(args); }
-  void Synchronize() override { backend_->Synchronize(); }
-
-  void AttendDense(const AttendDenseArgs& args) override {
-    Time(&OpSeconds::dense, [&] { backend_->AttendDense(args); });
-  }
-  void SampleLse(const SampleLseArgs& args) override {
-    Time(&OpSeconds::rows, [&] { backend_->SampleLse(args); });
-  }
-  void SelectStreaming(const SelectStreamingArgs& args) override {
-    Time(&OpSeconds::select, [&] { backend_->SelectStreaming(args); });
-  }
-  void SampleMass(const SampleMassArgs& args) override {
-    Time(&OpSeconds::mass, [&] { backend_->SampleMass(args); });
-  }
-  void SelectKeys(const SelectKeysArgs& args) override {
-    Time(&OpSeconds::select, [&] { backend_->SelectKeys(args); });
-  }
-  void AttendSparse(const AttendSparseArgs& args) override {
-    Time(&OpSeconds::attend, [&] { backend_->AttendSparse(args); });
-    for (int64_t h = 0; h < args.q.dim(1); ++h) seconds_.attend_pairs += args.plan.kept_pairs[h];
-  }
-  void Audit(const AuditArgs& args) override {
-    Time(&OpSeconds::select, [&] { backend_->Audit(args); });
-  }
-
- private:
-  template <typename Op>
-  void Time(double OpSeconds::*where, const Op& op) {
-    const Clock::time_point start = Clock::now();
-    op();
-    backend_->Synchronize();
-    seconds_.*where += SecondsSince(start);
-  }
-
-  Backend* backend_;
-  OpSeconds seconds_;
-};
+double TotalSeconds(const OpProfile& ops) {
+  return ops.SelectionSeconds() + ops.AttentionSeconds();
+}
 
 // Shapes above this cost minutes: only the last epoch of the context is timed.
 constexpr int64_t kMaxWholeTokens = 32768;
@@ -122,13 +43,13 @@ struct Row {
   double dense_seconds = 0;
   double sparse_gflops = 0;    // AttendSparse, of kept pairs
   double decode_gb_per_s = 0;  // keys and values that one decode row reads
-  OpSeconds sparse = {};
+  OpProfile sparse = {};
   double density = 0;
   double recall_mean = 0;
   double recall_min = 0;
   int64_t n_repaired = 0;
 
-  double Speedup() const { return dense_seconds / sparse.Total(); }
+  double Speedup() const { return dense_seconds / TotalSeconds(sparse); }
 };
 
 // Best of a few runs of a square f32 matrix product on all threads.
@@ -190,7 +111,7 @@ class Case {
     SparseOptions sample;
     sample.mode = SparseMode::kSample;
     sample.alpha = options_.alpha;
-    OpSeconds dense_seconds, sparse_seconds;
+    OpProfile dense_seconds, sparse_seconds;
     SparseReport dense_report, sparse_report;
     const int64_t first = row_.n_keys - planted_.n_rows;
     // As in the middle of a prompt: the audit of an earlier epoch has steered alpha.
@@ -207,10 +128,10 @@ class Case {
     LH_ASSIGN_OR_RETURN(row_.decode_gb_per_s, DecodeGbPerSecond(problem, out));
     const double flops_per_pair = 4.0 * static_cast<double>(row_.head_dim);
     const auto pairs = [&](int64_t n) { return static_cast<double>(n) * flops_per_pair * 1e-9; };
-    row_.dense_seconds = dense_seconds.Total();
+    row_.dense_seconds = TotalSeconds(dense_seconds);
     row_.dense_gflops = pairs(dense_report.causal_pairs) / row_.dense_seconds;
     row_.sparse = sparse_seconds;
-    row_.sparse_gflops = pairs(sparse_seconds.attend_pairs) / sparse_seconds.attend;
+    row_.sparse_gflops = pairs(sparse_seconds.sparse_pairs) / sparse_seconds.sparse_s;
     row_.density = sparse_report.Density();
     row_.recall_mean = sparse_report.RecallMean();
     row_.recall_min = sparse_report.recall_min;
@@ -243,12 +164,12 @@ class Case {
 
   void RunEpoch(const PlantedAttention& problem, const SparseOptions& options, int64_t begin,
                 int64_t end, std::vector<float>& alpha, Arena& arena, Buffer& out,
-                OpSeconds& seconds, SparseReport& report) {
+                OpProfile& seconds, SparseReport& report) {
     // A prompt that goes on: without the exact rows at its end.
     const EpochAttention epoch =
         PlanEpochAttention(options, begin, end, /*prompt_tokens=*/2 * row_.n_keys);
     ArenaScope scope(arena);
-    TimedBackend timed(backend_);
+    ProfilingBackend timed(*backend_);
     PrefillAttention attention({.q_begin = begin,
                                 .n_q = end - begin,
                                 .layer_begin = 0,
@@ -262,13 +183,7 @@ class Case {
                    .out = TensorView(out.data(), DType::kF32,
                                      {end - begin, shape_.n_heads, shape_.head_dim})});
     attention.Finish(report);
-    const OpSeconds taken = timed.TakeSeconds();
-    seconds.rows += taken.rows;
-    seconds.mass += taken.mass;
-    seconds.select += taken.select;
-    seconds.attend += taken.attend;
-    seconds.dense += taken.dense;
-    seconds.attend_pairs += taken.attend_pairs;
+    seconds.Add(timed.TakeProfile());
   }
 
   const BenchAttentionOptions& options_;
@@ -302,15 +217,15 @@ void PrintHeader(const BenchAttentionOptions& options, const Backend& backend) {
 }
 
 void PrintRow(const Row& row) {
-  const double total = row.sparse.Total();
+  const double total = TotalSeconds(row.sparse);
   fmt::print(
       "{:>7} {:>4} {:>6} {:>10} {:>7.1f} {:>7.1f} {:>6.1f} {:>7.1f} {:>7.1f} {:>5.1f} "
       "{:>5.1f} {:>7.1f} {:>6.1f} {:>7.2f}x {:>7.2f} {:>7.4f} {:>7.4f} {:>7.1f}\n",
       row.n_keys, row.head_dim, row.epoch_tokens, row.pattern, row.gemm_gflops, row.dense_gflops,
       Percent(row.dense_gflops, row.gemm_gflops), row.sparse_gflops,
-      Percent(row.sparse_gflops, row.dense_gflops), Percent(row.sparse.rows, total),
-      Percent(row.sparse.mass, total), Percent(row.sparse.select, total),
-      Percent(row.sparse.dense, total), row.Speedup(), 100 * row.density, row.recall_mean,
+      Percent(row.sparse_gflops, row.dense_gflops), Percent(row.sparse.rows_s, total),
+      Percent(row.sparse.mass_s, total), Percent(row.sparse.select_s, total),
+      Percent(row.sparse.dense_s, total), row.Speedup(), 100 * row.density, row.recall_mean,
       row.recall_min, row.decode_gb_per_s);
   std::fflush(stdout);
 }
@@ -328,13 +243,13 @@ nlohmann::json ToJson(const Row& row) {
           {"sparse_gflops_on_kept_work", row.sparse_gflops},
           {"sparse_share_of_dense", row.sparse_gflops / row.dense_gflops},
           {"decode_gb_per_s", row.decode_gb_per_s},
-          {"sparse_s", row.sparse.Total()},
-          {"rows_s", row.sparse.rows},
-          {"mass_s", row.sparse.mass},
-          {"select_s", row.sparse.select},
-          {"attend_s", row.sparse.attend},
-          {"repair_s", row.sparse.dense},
-          {"choosing_share", row.sparse.Choosing() / row.sparse.Total()},
+          {"sparse_s", TotalSeconds(row.sparse)},
+          {"rows_s", row.sparse.rows_s},
+          {"mass_s", row.sparse.mass_s},
+          {"select_s", row.sparse.select_s},
+          {"attend_s", row.sparse.sparse_s},
+          {"repair_s", row.sparse.dense_s},
+          {"choosing_share", row.sparse.SelectionSeconds() / TotalSeconds(row.sparse)},
           {"speedup", row.Speedup()},
           {"density", row.density},
           {"recall_mean", row.recall_mean},
