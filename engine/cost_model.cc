@@ -133,6 +133,9 @@ PrefillWork PrefillWork::operator*(double factor) const {
 DensityModel::DensityModel(const SparseOptions& options) {
   const bool paper = options.mode == SparseMode::kPaper;  // its window is a share, too
   local_keys_ = paper ? 1.0 : std::max(1.0, static_cast<double>(options.sink + options.window));
+  if (options.mode == SparseMode::kVerticalSlash) {
+    local_keys_ = std::max(1.0, static_cast<double>(options.columns + options.diagonals));
+  }
   share_ = paper ? kPaperShare : options.mode == SparseMode::kStreaming ? 0.0 : kRemoteShare;
   nn_ = 1.0 / std::pow(kKeysPerRowDeviation * local_keys_, 2);
   rr_ = 1.0 / std::pow(kShareDeviation, 2);

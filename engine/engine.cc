@@ -77,7 +77,10 @@ class EngineImpl : public Engine {
         limits_{.max_model_len = config.max_model_len,
                 .n_pages = executor_->n_pages(),
                 .max_choices = config.max_num_seqs,
-                .vocab_size = executor_->shape().vocab_size},
+                .vocab_size = executor_->shape().vocab_size,
+                .n_layers = executor_->shape().n_layers,
+                .n_heads = executor_->shape().n_heads,
+                .has_fixed_budgets = executor_->has_fixed_budgets()},
         scheduler_(config_, executor_->shape(), executor_->n_pages()),
         inbox_(std::make_shared<Inbox>()) {
     scheduler_.SetCostModel(cost_model);

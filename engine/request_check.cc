@@ -90,7 +90,11 @@ absl::Status CheckRequest(const Request& request, const RequestLimits& limits) {
         "n_prompt_logprobs", request.n_prompt_logprobs,
         fmt::format("at least 0 and at most the vocabulary size {}", limits.vocab_size));
   }
-  if (request.sparse.has_value()) LH_RETURN_IF_ERROR(request.sparse->Validate());
+  if (request.sparse.has_value()) {
+    LH_RETURN_IF_ERROR(request.sparse->Validate());
+    LH_RETURN_IF_ERROR(
+        request.sparse->CheckModel(limits.n_layers, limits.n_heads, limits.has_fixed_budgets));
+  }
   for (int32_t token : request.stop_token_ids) {
     if (token < 0 || token >= limits.vocab_size) {
       return BadValue("stop token id", token, fmt::format("in [0, {})", limits.vocab_size));

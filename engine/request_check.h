@@ -16,6 +16,9 @@ struct RequestLimits {
   int64_t n_pages = 0;
   int64_t max_choices = 0;
   int32_t vocab_size = 0;
+  int32_t n_layers = 0;
+  int32_t n_heads = 0;  // query heads
+  bool has_fixed_budgets = true;
 };
 
 // InvalidArgument for a value outside its range, OutOfRange for a request that is too long for

@@ -164,6 +164,7 @@ class Runner final : public Executor {
         transformer_(*model_, *weights_, *backend_, layout_, kv_pool_.data()) {}
 
   const ModelShape& shape() const override { return model_->shape; }
+  bool has_fixed_budgets() const override { return backend_->has_fixed_budgets(); }
   int32_t n_pages() const override {
     return static_cast<int32_t>(static_cast<int64_t>(kv_pool_.n_bytes()) / layout_.PageBytes());
   }
@@ -389,6 +390,9 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
         "use --max-model-len {} or the CPU backend",
         backend->Description(), config.max_model_len, model->dual_chunk.chunk_tokens));
   }
+
+  LH_RETURN_IF_ERROR(
+      config.sparse.CheckModel(shape.n_layers, shape.n_heads, backend->has_fixed_budgets()));
 
   // Sizes first: what cannot fit is refused before gigabytes of weights were read.
   const int64_t usable_bytes = UsableBytes(config, *backend);

@@ -28,7 +28,7 @@ int64_t PagesNeeded(int64_t prompt_tokens, int64_t max_tokens, int64_t n_choices
 
 bool IsDensePolicy(const SparseOptions& options) {
   if (options.mode == SparseMode::kDense) return true;
-  return options.mode != SparseMode::kStreaming && options.alpha >= 1;
+  return UsesAlpha(options.mode) && options.alpha >= 1;
 }
 
 absl::Status CheckPromptLogprobs(const PromptLogprobsEvent& logprobs) {

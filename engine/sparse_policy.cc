@@ -6,6 +6,7 @@
 #include <cmath>
 #include <utility>
 
+#include "engine/head_budgets.h"
 #include "kernels/base/checked_math.h"
 
 namespace longhaul {
@@ -14,12 +15,18 @@ namespace {
 constexpr std::pair<std::string_view, SparseMode> kModeNames[] = {
     {"dense", SparseMode::kDense},         {"sample", SparseMode::kSample},
     {"adaptive", SparseMode::kSample},     {"paper", SparseMode::kPaper},
-    {"streaming", SparseMode::kStreaming}, {"auto", SparseMode::kAuto},
+    {"streaming", SparseMode::kStreaming}, {"vertical_slash", SparseMode::kVerticalSlash},
+    {"auto", SparseMode::kAuto},
 };
 
 // As published (arXiv 2406.15486, v2).
 constexpr double kPaperRowShare = 0.05;
 constexpr double kPaperWindowShare = 0.08;
+
+// MInference as published (arXiv 2407.02490): the last rows vote, and budgets hold at least the
+// first columns and the nearest diagonals; of those 100, here two bands of 64.
+constexpr int64_t kVerticalSlashRows = 64;
+constexpr LocalPattern kVerticalSlashLocal{.sink = 30, .window = 2 * kBandWidth};
 
 absl::Status OutOfRange(std::string_view field, const std::string& value,
                         std::string_view allowed) {
@@ -88,7 +95,8 @@ absl::StatusOr<SparseMode> ParseSparseMode(const std::string& name) {
     if (name == known) return mode;
   }
   return absl::InvalidArgumentError(fmt::format(
-      "sparse mode '{}' is unknown; use dense, sample, paper, streaming or auto", name));
+      "sparse mode '{}' is unknown; use dense, sample, paper, streaming, vertical_slash or auto",
+      name));
 }
 
 std::string_view SparseModeName(SparseMode mode) {
@@ -96,6 +104,11 @@ std::string_view SparseModeName(SparseMode mode) {
     if (mode == known) return name;
   }
   return "?";
+}
+
+bool UsesAlpha(SparseMode mode) {
+  return mode != SparseMode::kDense && mode != SparseMode::kStreaming &&
+         mode != SparseMode::kVerticalSlash;
 }
 
 absl::Status SparseOptions::Validate() const {
@@ -119,7 +132,27 @@ absl::Status SparseOptions::Validate() const {
   LH_RETURN_IF_ERROR(CheckInt("tail_rows", tail_rows, 0, kMaxRowsOfKind));
   LH_RETURN_IF_ERROR(CheckInt("audit_rows", audit_rows, 1, kMaxRowsOfKind));
   LH_RETURN_IF_ERROR(CheckInt("dense_tail_tokens", dense_tail_tokens, 0, 1 << 16));
+  LH_RETURN_IF_ERROR(CheckInt("columns", columns, 0, kMaxBudget));
+  LH_RETURN_IF_ERROR(CheckInt("diagonals", diagonals, 0, kMaxBudget));
   return CheckInt("auto_min_keys", auto_min_keys, 0, int64_t{1} << 40);
+}
+
+absl::Status SparseOptions::CheckModel(int32_t n_layers, int32_t n_heads,
+                                       bool has_fixed_budgets) const {
+  if (mode != SparseMode::kVerticalSlash) return absl::OkStatus();
+  if (!has_fixed_budgets) {
+    return absl::UnimplementedError(
+        "sparse mode vertical_slash is not available on this device; use sample, or the CPU "
+        "backend");
+  }
+  if (head_budgets == nullptr) return absl::OkStatus();
+  if (head_budgets->n_layers == n_layers && head_budgets->n_heads == n_heads) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(fmt::format(
+      "the pattern file has {} layers with {} heads, the model has {} with {}; use the file of "
+      "this model",
+      head_budgets->n_layers, head_budgets->n_heads, n_layers, n_heads));
 }
 
 std::string SparseOptions::CacheKey() const {
@@ -128,9 +161,10 @@ std::string SparseOptions::CacheKey() const {
   // worst two requests that could share a prefix do not.
   return fmt::format(
       "{} alpha={:a} sink={} window={} stripe={} rows={}+{}+{} keep={:a} floor={:a} "
-      "tail={} auto={}",
+      "tail={} auto={} columns={} diagonals={} budgets={:x}",
       SparseModeName(mode), alpha, sink, window, stripe_width, sampled_rows, tail_rows, audit_rows,
-      keep_max, recall_floor, dense_tail_tokens, auto_min_keys);
+      keep_max, recall_floor, dense_tail_tokens, auto_min_keys, columns, diagonals,
+      head_budgets == nullptr ? 0 : head_budgets->digest);
 }
 
 EpochPolicy ResolveEpoch(const SparseOptions& options, int64_t q_begin, int64_t n_q) {
@@ -138,7 +172,7 @@ EpochPolicy ResolveEpoch(const SparseOptions& options, int64_t q_begin, int64_t 
   const int64_t q_end = q_begin + n_q;
   const SparseMode mode = options.mode;
   if (mode == SparseMode::kDense) return policy;
-  if (mode != SparseMode::kStreaming && options.alpha >= 1) return policy;
+  if (UsesAlpha(mode) && options.alpha >= 1) return policy;
   if (mode == SparseMode::kAuto && q_end <= options.auto_min_keys) return policy;
 
   int64_t n_even = options.sampled_rows;
@@ -162,6 +196,15 @@ EpochPolicy ResolveEpoch(const SparseOptions& options, int64_t q_begin, int64_t 
       n_even = 1;  // nothing to vote on; the audit rows measure what is lost
       n_tail = 0;
       break;
+    case SparseMode::kVerticalSlash:
+      policy.local = kVerticalSlashLocal;
+      policy.scope = MassScope::kAll;
+      policy.sample = policy.bands = policy.fixed_budgets = true;
+      policy.budget = MakeHeadBudget(options.columns, options.diagonals);
+      policy.head_budgets = options.head_budgets;
+      n_even = 0;
+      n_tail = kVerticalSlashRows;
+      break;
     default:
       n_enough = n_even + n_tail + n_audit;
       n_even = RowsOfEpoch(n_even, n_q);
@@ -179,12 +222,17 @@ EpochPolicy ResolveEpoch(const SparseOptions& options, int64_t q_begin, int64_t 
   if (too_small || q_end <= policy.local.sink + policy.local.window) return EpochPolicy{};
 
   policy.dense = false;
-  policy.stripe_width = options.stripe_width;
+  policy.stripe_width = policy.fixed_budgets ? 1 : options.stripe_width;
   policy.rows = VotingRows(n_q, n_even, n_tail);
   policy.n_voting = static_cast<int64_t>(policy.rows.size());
   const std::vector<int32_t> audit = AuditRows(q_begin, n_q, n_audit, policy.rows);
   policy.rows.insert(policy.rows.end(), audit.begin(), audit.end());
   return policy;
+}
+
+HeadBudget EpochPolicy::BudgetOf(int32_t layer, int32_t head) const {
+  if (head_budgets == nullptr) return budget;
+  return head_budgets->budgets[int64_t{layer} * head_budgets->n_heads + head];
 }
 
 int64_t MaxEpochRows(int64_t epoch_tokens) {

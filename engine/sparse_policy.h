@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,17 +14,22 @@
 
 namespace longhaul {
 
+struct HeadBudgets;  // engine/head_budgets.h
+
 enum class SparseMode : uint8_t {
-  kDense,      // exact attention
-  kSample,     // SampleAttention, preset `adaptive`
-  kPaper,      // SampleAttention as published: 5 % of the rows, window of 8 % of the length
-  kStreaming,  // sink and window only (A-shape); fast, loses what lies between
-  kAuto,       // sample where its predicted cost is below dense, else dense
+  kDense,          // exact attention
+  kSample,         // SampleAttention, preset `adaptive`
+  kPaper,          // SampleAttention as published: 5 % of the rows, window of 8 % of the length
+  kStreaming,      // sink and window only (A-shape); fast, loses what lies between
+  kVerticalSlash,  // MInference: fixed budgets of columns and diagonals, 64 rows choose them
+  kAuto,           // sample where its predicted cost is below dense, else dense
 };
 
-// "dense", "sample" (or its alias "adaptive"), "paper", "streaming", "auto".
+// "dense", "sample" (or its alias "adaptive"), "paper", "streaming", "vertical_slash", "auto".
 absl::StatusOr<SparseMode> ParseSparseMode(const std::string& name);
 std::string_view SparseModeName(SparseMode mode);
+// Whether the mode keeps a share alpha of the mass; then 1 means dense.
+bool UsesAlpha(SparseMode mode);
 
 // What a request, a flag or a config file can set.
 struct SparseOptions {
@@ -40,9 +46,16 @@ struct SparseOptions {
   int64_t dense_tail_tokens = 64;  // last rows of a prompt attend to everything
   // mode kAuto: epochs that end at or before this many keys are dense (measured crossover).
   int64_t auto_min_keys = 4096;
+  // mode kVerticalSlash: what each head keeps, the most common budget that MInference publishes.
+  int64_t columns = 1000;    // keys, at least 30
+  int64_t diagonals = 6096;  // in bands of 64, rounded up; at least 2 bands
+  std::shared_ptr<const HeadBudgets> head_budgets = nullptr;  // instead, of each head; may be null
 
   // InvalidArgument naming the field, its value and the allowed range.
   absl::Status Validate() const;
+  // Whether a model of that many layers and query heads can follow: InvalidArgument where the
+  // budgets are another model's, Unimplemented where the backend cannot select by budgets.
+  absl::Status CheckModel(int32_t n_layers, int32_t n_heads, bool has_fixed_budgets) const;
   // Text of every value that changes KV content; part of the prefix cache key.
   std::string CacheKey() const;
 };
@@ -62,6 +75,12 @@ struct EpochPolicy {
   std::vector<int32_t> rows;  // [R] row numbers in the epoch: voting rows, then audit rows
   int64_t n_voting = 0;
   int64_t stripe_width = 1;
+  // Where sampled keys are taken by budgets, not by alpha:
+  bool fixed_budgets = false;
+  HeadBudget budget;  // of every head, unless:
+  std::shared_ptr<const HeadBudgets> head_budgets;
+
+  HeadBudget BudgetOf(int32_t layer, int32_t head) const;
 };
 
 EpochPolicy ResolveEpoch(const SparseOptions& options, int64_t q_begin, int64_t n_q);

@@ -90,6 +90,8 @@ class Executor {
   virtual ~Executor() = default;
   virtual const ModelShape& shape() const = 0;
   virtual int32_t n_pages() const = 0;  // of the KV pool
+  // Whether prefill can follow SparseMode::kVerticalSlash.
+  virtual bool has_fixed_budgets() const { return true; }
   // Spans in the result stay valid until the next call. A status that is not OK is fatal to the
   // requests of this step, not to the engine.
   virtual absl::StatusOr<StepResult> Execute(const StepPlan& plan) = 0;

@@ -275,6 +275,28 @@ struct SelectKeysArgs {
   SparsePlan plan;  // entries of these heads written
 };
 
+// What one head keeps besides what its rows see anyway, of vertical-slash (MInference, Jiang et
+// al., arXiv 2407.02490).
+struct HeadBudget {
+  int32_t n_columns = 0;  // keys, the sink among them
+  int32_t n_bands = 0;    // diagonal bands, those of the window among them
+  int32_t by_place = 0;   // 1: the first keys and the nearest bands, whatever their mass (A-shape)
+};
+
+// The other way to fill a plan: of each head the columns and the bands of the largest mass, as many
+// as its budget says; ties go to the lower key or band. What the local pattern covers for every row
+// counts in the budget but is not listed. kept_pairs is exact here. Dense are heads whose budget
+// covers all, and those with more columns than the plan holds.
+struct SelectBudgetArgs {
+  int64_t q_begin = 0;
+  int64_t n_q = 0;                      // T
+  int64_t head_begin = 0;               // first query head; the mass tensors start at it
+  TensorView mass_sum;                  // [heads, N] f32, of scope kAll
+  TensorView band_mass;                 // [heads, ceil(N / 64)] f32, of scope kAll
+  const HeadBudget* budgets = nullptr;  // [H]
+  SparsePlan plan;                      // stripe_width 1; entries of these heads written
+};
+
 // Marks heads that stream (local mass of the voting rows >= alpha) and writes their plan entries,
 // so that pass 2 can skip them. alpha >= 1 makes every head dense.
 struct SelectStreamingArgs {

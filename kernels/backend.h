@@ -13,6 +13,7 @@
 
 #include "kernels/args.h"
 #include "kernels/base/buffer.h"
+#include "kernels/base/check.h"
 #include "kernels/base/status.h"
 #include "kernels/weight_format.h"
 
@@ -49,6 +50,9 @@ class Backend {
 
   // Whether the attention ops know dual chunk attention (DualChunkQueries).
   virtual bool has_dual_chunk() const { return false; }
+
+  // Whether SelectBudget is there.
+  virtual bool has_fixed_budgets() const { return false; }
 
   // Of the device, or of this machine and its control group.
   virtual MemoryInfo Memory() const = 0;
@@ -95,6 +99,8 @@ class Backend {
   virtual void SelectStreaming(const SelectStreamingArgs& args) = 0;
   virtual void SampleMass(const SampleMassArgs& args) = 0;
   virtual void SelectKeys(const SelectKeysArgs& args) = 0;
+  // To be called only where has_fixed_budgets().
+  virtual void SelectBudget(const SelectBudgetArgs& /*args*/) { LH_CHECK(has_fixed_budgets()); }
   virtual void AttendSparse(const AttendSparseArgs& args) = 0;
   virtual void Audit(const AuditArgs& args) = 0;
 

@@ -217,6 +217,17 @@ void CheckArgs(const SelectKeysArgs& args) {
   LH_CHECK(args.alpha != nullptr);
 }
 
+void CheckArgs(const SelectBudgetArgs& args) {
+  CheckPlan(args.plan);
+  LH_CHECK(args.mass_sum.rank() == 2 && args.head_begin >= 0 && args.budgets != nullptr);
+  const int64_t heads = args.mass_sum.dim(0);
+  const int64_t n_keys = args.q_begin + args.n_q;
+  LH_CHECK(IsF32(args.mass_sum, {heads, n_keys}));
+  LH_CHECK(IsF32(args.band_mass, {heads, CeilDiv(n_keys, kBandWidth)}));
+  LH_CHECK(args.plan.stripe_width == 1 && args.plan.local.window % kBandWidth == 0);
+  LH_CHECK(args.plan.max_bands >= CeilDiv(n_keys, kBandWidth));
+}
+
 void CheckArgs(const AttendSparseArgs& args, DType activations) {
   const int64_t n_heads = CheckQueries(activations, args.q, args.dual, args.q_begin, args.kv);
   CheckPlan(args.plan);

@@ -22,6 +22,7 @@ void CheckArgs(const SampleLseArgs& args, DType activations = DType::kF32);
 void CheckArgs(const SampleMassArgs& args, DType activations = DType::kF32);
 void CheckArgs(const SelectStreamingArgs& args);
 void CheckArgs(const SelectKeysArgs& args);
+void CheckArgs(const SelectBudgetArgs& args);
 void CheckArgs(const AttendSparseArgs& args, DType activations = DType::kF32);
 void CheckArgs(const AuditArgs& args);
 

@@ -20,6 +20,7 @@ class ForwardingBackend : public Backend {
     return to_.CheckKvLayout(layout);
   }
   bool has_dual_chunk() const override { return to_.has_dual_chunk(); }
+  bool has_fixed_budgets() const override { return to_.has_fixed_budgets(); }
   MemoryInfo Memory() const override { return to_.Memory(); }
   absl::StatusOr<Buffer> Allocate(int64_t n_bytes) override { return to_.Allocate(n_bytes); }
   void Upload(const void* from, void* to, int64_t n_bytes) override {
@@ -55,6 +56,7 @@ class ForwardingBackend : public Backend {
   void SelectStreaming(const SelectStreamingArgs& args) override { to_.SelectStreaming(args); }
   void SampleMass(const SampleMassArgs& args) override { to_.SampleMass(args); }
   void SelectKeys(const SelectKeysArgs& args) override { to_.SelectKeys(args); }
+  void SelectBudget(const SelectBudgetArgs& args) override { to_.SelectBudget(args); }
   void AttendSparse(const AttendSparseArgs& args) override { to_.AttendSparse(args); }
   void Audit(const AuditArgs& args) override { to_.Audit(args); }
   void Synchronize() override { to_.Synchronize(); }

@@ -31,9 +31,9 @@ void SetKind(const SparsePlan& plan, int64_t head, HeadKind kind, int64_t kept_p
 }
 
 // The candidates of one head and the three passes over them.
-class HeadBudget {
+class HeadSelection {
  public:
-  HeadBudget(const SelectKeysArgs& args, int64_t head)
+  HeadSelection(const SelectKeysArgs& args, int64_t head)
       : args_(args),
         rows_{args.q_begin, args.q_begin + args.n_q},
         head_(head),
@@ -68,7 +68,7 @@ class HeadBudget {
   float best_score_ = 0;
 };
 
-Candidate HeadBudget::Stripe(int64_t begin) const {
+Candidate HeadSelection::Stripe(int64_t begin) const {
   double mass = 0;
   float max_mass = 0;
   const int64_t end = std::min(begin + args_.plan.stripe_width, rows_.q_end);
@@ -79,12 +79,12 @@ Candidate HeadBudget::Stripe(int64_t begin) const {
   return StripeCandidate(rows_, args_.plan, args_.scope, begin, mass, max_mass);
 }
 
-Candidate HeadBudget::Band(int64_t band) const {
+Candidate HeadSelection::Band(int64_t band) const {
   return BandCandidate(rows_, args_.plan, band, band_mass_[band]);
 }
 
 template <typename Visit>
-void HeadBudget::ForEach(Visit&& visit) const {
+void HeadSelection::ForEach(Visit&& visit) const {
   for (int64_t begin = 0; begin < rows_.q_end; begin += args_.plan.stripe_width) {
     const Candidate c = Stripe(begin);
     if (c.score > 0) visit(c, begin, int64_t{-1});
@@ -97,7 +97,7 @@ void HeadBudget::ForEach(Visit&& visit) const {
   }
 }
 
-bool HeadBudget::Take(int64_t need) {
+bool HeadSelection::Take(int64_t need) {
   // Pass 1: what is kept whatever its sum, and the top of the histogram.
   ForEach([&](const Candidate& c, int64_t, int64_t) {
     if (IsForced(c)) {
@@ -171,7 +171,7 @@ void SelectKeysOfHead(const SelectKeysArgs& args, int64_t head) {
       return SetKind(args.plan, head, HeadKind::kStreaming, LocalPairs(rows, args.plan.local));
     }
   }
-  if (!HeadBudget(args, head).Take(need)) {
+  if (!HeadSelection(args, head).Take(need)) {
     SetKind(args.plan, head, HeadKind::kDense, CausalPairs(rows));
   }
 }

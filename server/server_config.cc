@@ -14,6 +14,8 @@
 #include <string_view>
 #include <type_traits>
 
+#include "engine/head_budgets.h"
+
 namespace longhaul {
 namespace {
 
@@ -342,6 +344,11 @@ absl::StatusOr<EngineConfig> ServerConfig::ToEngineConfig() const {
   sparse.recall_floor = static_cast<float>(sparse_recall_floor);
   sparse.dense_tail_tokens = sparse_dense_tail;
   sparse.auto_min_keys = sparse_auto_min_keys;
+  sparse.columns = sparse_columns;
+  sparse.diagonals = sparse_diagonals;
+  if (!sparse_pattern_file.empty()) {
+    LH_ASSIGN_OR_RETURN(sparse.head_budgets, ReadHeadBudgets(sparse_pattern_file));
+  }
   LH_RETURN_IF_ERROR(sparse.Validate());
   return engine;
 }

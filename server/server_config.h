@@ -55,6 +55,9 @@ struct ServerConfig {
   double sparse_recall_floor = 0.85;
   int64_t sparse_dense_tail = 64;
   int64_t sparse_auto_min_keys = 4096;
+  int64_t sparse_columns = 1000;
+  int64_t sparse_diagonals = 6096;
+  std::string sparse_pattern_file;  // empty = the two above for every head
   // Front ends
   std::string host = "0.0.0.0";
   int64_t port = 8000;

@@ -86,7 +86,7 @@ class SparseLayerRun {
   // `layer` counts from the first of the slice.
   SparseLayerRun(const PrefillAttention::LayerArgs& args, const EpochAttention& epoch,
                  int64_t q_begin, const SliceRecords& records, int64_t layer, const int32_t* rows,
-                 const ModelShape& shape, Backend& backend, Arena& arena)
+                 const HeadBudget* budgets, const ModelShape& shape, Backend& backend, Arena& arena)
       : policy_(epoch.policy),
         backend_(backend),
         n_heads_(shape.n_heads),
@@ -99,6 +99,7 @@ class SparseLayerRun {
         out_(args.out.Slice(0, n_q_)),
         kv_(args.kv),
         rows_(rows),
+        budgets_(budgets),
         alpha_(records.Alpha(layer)),
         repair_(records.Repair(layer)),
         recall_(records.Recall(layer), DType::kF32, {n_heads_, records.n_audit}),
@@ -187,6 +188,16 @@ class SparseLayerRun {
                            .mass_sum = mass_sum,
                            .mass_max = mass_max,
                            .band_mass = band_mass});
+      if (budgets_ != nullptr) {
+        backend_.SelectBudget({.q_begin = q_begin_,
+                               .n_q = n_q_,
+                               .head_begin = begin * group,
+                               .mass_sum = mass_sum,
+                               .band_mass = band_mass,
+                               .budgets = budgets_,
+                               .plan = s_.plan});
+        continue;
+      }
       backend_.SelectKeys({.q_begin = q_begin_,
                            .n_q = n_q_,
                            .n_voting = policy_.n_voting,
@@ -237,12 +248,13 @@ class SparseLayerRun {
   const float scale_;
   const TensorView q_;  // [n_q, H, D] act
   const DualChunkQueries dual_;
-  const TensorView out_;       // [n_q, H, D] act
-  KvView kv_;                  // n_tokens = q_begin + n_q
-  const int32_t* const rows_;  // [R]
-  float* const alpha_;         // [H] of this layer, as the next three
-  uint8_t* const repair_;      // [H]
-  const TensorView recall_;    // [H, n_audit] f32
+  const TensorView out_;             // [n_q, H, D] act
+  KvView kv_;                        // n_tokens = q_begin + n_q
+  const int32_t* const rows_;        // [R]
+  const HeadBudget* const budgets_;  // [H] of this layer, or null
+  float* const alpha_;               // [H] of this layer, as the next three
+  uint8_t* const repair_;            // [H]
+  const TensorView recall_;          // [H, n_audit] f32
   Scratch s_;
 };
 
@@ -300,12 +312,25 @@ PrefillAttention::PrefillAttention(const Slice& slice, const ModelShape& shape, 
   rows_ = AllocateArray<int32_t>(arena, DType::kI32, n_rows);
   backend.Upload(policy.rows.data(), rows_, n_rows * static_cast<int64_t>(sizeof(int32_t)));
   const int64_t n_cells = n_layers * shape.n_heads;
+  if (policy.fixed_budgets) UploadBudgets(policy);
   const int64_t alpha_bytes = n_cells * static_cast<int64_t>(sizeof(float));
   if (policy.sample) {
     backend.Upload(slice.alpha, records_.Alpha(0), alpha_bytes);
   } else {  // streaming keeps the local keys whatever they hold
     backend.Upload(std::vector<float>(n_cells, 0.0f).data(), records_.Alpha(0), alpha_bytes);
   }
+}
+
+void PrefillAttention::UploadBudgets(const EpochPolicy& policy) {
+  std::vector<HeadBudget> budgets;
+  for (int32_t layer = slice_.layer_begin; layer < slice_.layer_end; ++layer) {
+    for (int32_t head = 0; head < shape_.n_heads; ++head) {
+      budgets.push_back(policy.BudgetOf(layer, head));
+    }
+  }
+  const auto n_bytes = static_cast<int64_t>(budgets.size() * sizeof(HeadBudget));
+  budgets_ = reinterpret_cast<HeadBudget*>(AllocateArray<std::byte>(arena_, DType::kU8, n_bytes));
+  backend_.Upload(budgets.data(), budgets_, n_bytes);
 }
 
 void PrefillAttention::Run(const LayerArgs& args) {
@@ -317,8 +342,9 @@ void PrefillAttention::Run(const LayerArgs& args) {
   if (n_policy_rows > 0) {
     const int64_t layer = args.layer - slice_.layer_begin;
     sampled_[layer] = true;
-    SparseLayerRun(args, *slice_.epoch, slice_.q_begin, records_, layer, rows_, shape_, backend_,
-                   arena_)
+    const HeadBudget* budgets = budgets_ == nullptr ? nullptr : budgets_ + layer * shape_.n_heads;
+    SparseLayerRun(args, *slice_.epoch, slice_.q_begin, records_, layer, rows_, budgets, shape_,
+                   backend_, arena_)
         .Run();
   }
   if (n_policy_rows == n_q) return;
@@ -395,6 +421,9 @@ void PrefillAttention::CountSlice(const ModelShape& shape, int64_t n_q, Arena& a
       .n_layers = shape.n_layers, .n_heads = shape.n_heads, .n_audit = n_rows};
   AllocateArray<uint8_t>(arena, DType::kU8, records.NumBytes());
   AllocateArray<int32_t>(arena, DType::kI32, n_rows);
+  AllocateArray<uint8_t>(
+      arena, DType::kU8,
+      int64_t{shape.n_layers} * shape.n_heads * static_cast<int64_t>(sizeof(HeadBudget)));
 }
 
 void PrefillAttention::CountLayer(const ModelShape& shape, int64_t n_q, int64_t n_keys,

@@ -87,16 +87,18 @@ class PrefillAttention {
   static void CountLayer(const ModelShape& shape, int64_t n_q, int64_t n_keys, Arena& arena);
 
  private:
+  void UploadBudgets(const EpochPolicy& policy);
   void Report(int64_t layer, const SliceRecords& records, SparseReport& report) const;
 
   const Slice slice_;
   const ModelShape& shape_;
   Backend& backend_;
   Arena& arena_;
-  SliceRecords records_;       // in backend memory
-  int32_t* rows_ = nullptr;    // [R] the policy's
-  std::vector<bool> sampled_;  // [layers] whether the policy ran, and not a window
-  int64_t exact_pairs_ = 0;    // of rows that attended exactly, whatever the policy
+  SliceRecords records_;           // in backend memory
+  int32_t* rows_ = nullptr;        // [R] the policy's
+  HeadBudget* budgets_ = nullptr;  // [layers, H] where the policy has fixed ones
+  std::vector<bool> sampled_;      // [layers] whether the policy ran, and not a window
+  int64_t exact_pairs_ = 0;        // of rows that attended exactly, whatever the policy
 };
 
 }  // namespace longhaul

@@ -10,6 +10,7 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/token_ops.h"
 #include "kernels/host_memory.h"
+#include "kernels/select_budget.h"
 #include "kernels/select_keys.h"
 
 namespace longhaul {
@@ -77,6 +78,12 @@ class CpuBackend : public Backend {
     CheckArgs(args);
     pool_.ParallelFor(args.mass_sum.dim(0),
                       [&](int64_t r, int) { SelectKeysOfHead(args, args.head_begin + r); });
+  }
+  bool has_fixed_budgets() const override { return true; }
+  void SelectBudget(const SelectBudgetArgs& args) override {
+    CheckArgs(args);
+    pool_.ParallelFor(args.mass_sum.dim(0),
+                      [&](int64_t r, int) { SelectBudgetOfHead(args, args.head_begin + r); });
   }
   void AttendSparse(const AttendSparseArgs& args) override {
     CheckArgs(args);

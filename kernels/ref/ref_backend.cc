@@ -5,6 +5,7 @@
 #include "kernels/check_args.h"
 #include "kernels/host_memory.h"
 #include "kernels/ref/ref_ops.h"
+#include "kernels/select_budget.h"
 #include "kernels/select_keys.h"
 
 namespace longhaul {
@@ -76,6 +77,13 @@ class RefBackend : public Backend {
     CheckArgs(args);
     for (int64_t r = 0; r < args.mass_sum.dim(0); ++r) {
       SelectKeysOfHead(args, args.head_begin + r);
+    }
+  }
+  bool has_fixed_budgets() const override { return true; }
+  void SelectBudget(const SelectBudgetArgs& args) override {
+    CheckArgs(args);
+    for (int64_t r = 0; r < args.mass_sum.dim(0); ++r) {
+      SelectBudgetOfHead(args, args.head_begin + r);
     }
   }
   void AttendSparse(const AttendSparseArgs& args) override { ref::AttendSparse(args); }

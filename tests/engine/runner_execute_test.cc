@@ -1,10 +1,12 @@
 // Steps of the real executor on a tiny model: what must not change a bit, what sparse prefill
 // reports, and what is refused while loading.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 
+#include "engine/head_budgets.h"
 #include "kernels/select_keys.h"
 #include "tests/engine/tiny_model.h"
 
@@ -161,6 +163,12 @@ TEST_P(RunnerTest, EveryModeWithNothingLeftOutEqualsDense) {
   // A window that holds everything, and auto below its crossover.
   EXPECT_EQ(PrefillOnce(prompt_, {.mode = SparseMode::kStreaming, .window = 1024}), dense);
   EXPECT_EQ(PrefillOnce(prompt_, {.mode = SparseMode::kAuto, .alpha = 0.5f}), dense);
+  // Budgets that cover everything, in the sparse path.
+  const SparseOptions all_budget{.mode = SparseMode::kVerticalSlash, .columns = 1 << 20};
+  EXPECT_LT(MaxError(PrefillOnce(prompt_, all_budget, &report), dense), 1e-4f);
+  EXPECT_EQ(report.n_dense, report.n_head_epochs);
+  EXPECT_GT(report.n_head_epochs, 0);
+  EXPECT_EQ(report.Density(), 1.0);
   // A floor that no head reaches: everything is repaired, in the sparse path.
   SparseOptions all_repaired = Sample(0.3f);
   all_repaired.recall_floor = 1.0f;
@@ -199,6 +207,34 @@ TEST_P(RunnerTest, SparseModesReportWhatTheyKept) {
     // Attention of random weights has no structure to find: more than the local keys, not alpha.
     EXPECT_GT(report.RecallMean(), mode == SparseMode::kStreaming ? 0.2 : 0.4);
   }
+}
+
+TEST_P(RunnerTest, VerticalSlashFollowsItsBudgetsNotAlpha) {
+  SparseOptions sparse{.mode = SparseMode::kVerticalSlash, .columns = 100, .diagonals = 256};
+  SparseReport report, other_report;
+  const auto logits = PrefillOnce(prompt_, sparse, &report);
+  EXPECT_LT(report.Density(), 0.9);
+  EXPECT_GT(report.n_head_epochs, 0);
+  EXPECT_EQ(report.n_dense, kHeadCells * kLayers);  // 256 diagonals are all of the first epoch
+  EXPECT_EQ(report.n_repaired + report.n_streaming, 0);
+  EXPECT_GT(report.RecallMean(), 0.4);
+  for (float alpha : {0.1f, 1.0f}) {
+    sparse.alpha = alpha;
+    EXPECT_EQ(PrefillOnce(prompt_, sparse, &other_report), logits);
+    EXPECT_EQ(other_report.kept_pairs, report.kept_pairs);
+  }
+  // One head of the first layer gets nothing but its sink and window, the others everything.
+  const char* all = R"(["vertical_and_slash", 100000, 100, 1])";
+  const char* local = R"(["stream_llm", 30, 128, 1])";
+  sparse.head_budgets = std::make_shared<const HeadBudgets>(
+      ParseHeadBudgets(fmt::format(
+                           R"([{{"0": {0}, "1": {1}, "2": {0}, "3": {0}}},
+                               {{"0": {0}, "1": {0}, "2": {0}, "3": {0}}}])",
+                           all, local))
+          .value());
+  PrefillOnce(prompt_, sparse, &report);
+  EXPECT_EQ(report.n_streaming * kHeadCells * kLayers, report.n_head_epochs);
+  EXPECT_EQ(report.n_dense + report.n_streaming, report.n_head_epochs);
 }
 
 TEST_P(RunnerTest, StreamingKeepsExactlyTheLocalPairs) {

@@ -66,6 +66,8 @@ TEST_P(LookupTest, AnswersThePlantedKey) {
     s.sparse.mode = *ParseSparseMode(mode);
     s.sparse.window = 128;
     s.sparse.auto_min_keys = 512;
+    s.sparse.columns = 100;
+    s.sparse.diagonals = 256;
     std::vector<int32_t> output = {Argmax(Prefill(**executor, s, kEpoch))};
     while (output.size() < 5) output.push_back(Argmax(DecodeOne(**executor, s, output.back())));
     std::vector<int32_t> expected = kAnswer;
@@ -106,7 +108,8 @@ INSTANTIATE_TEST_SUITE_P(Lookup, WeightFormatLookupTest,
 
 INSTANTIATE_TEST_SUITE_P(Lookup, LookupTest,
                          ::testing::Combine(::testing::Values("ref", "cpu"),
-                                            ::testing::Values("dense", "sample", "paper", "auto"),
+                                            ::testing::Values("dense", "sample", "paper",
+                                                              "vertical_slash", "auto"),
                                             ::testing::Values(DType::kF32, DType::kBF16)),
                          [](const auto& info) {
                            return std::string(std::get<0>(info.param)) + "_" +

@@ -2,6 +2,7 @@
 // arithmetic.
 #include "engine/sparse_policy.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -10,6 +11,7 @@
 #include <limits>
 #include <set>
 
+#include "engine/head_budgets.h"
 #include "engine/model/sparse_attention.h"
 
 namespace longhaul {
@@ -23,8 +25,14 @@ SparseOptions Mode(SparseMode mode) {
   return options;
 }
 
+std::shared_ptr<const HeadBudgets> OneHead(int64_t n_columns) {
+  return std::make_shared<const HeadBudgets>(
+      ParseHeadBudgets(fmt::format(R"([{{"0": ["vertical_and_slash", {}, 800, 1]}}])", n_columns))
+          .value());
+}
+
 TEST(SparseOptionsTest, ModeNames) {
-  for (const char* name : {"dense", "sample", "paper", "streaming", "auto"}) {
+  for (const char* name : {"dense", "sample", "paper", "streaming", "vertical_slash", "auto"}) {
     ASSERT_TRUE(ParseSparseMode(name).ok());
     EXPECT_EQ(SparseModeName(*ParseSparseMode(name)), name);
   }
@@ -57,6 +65,8 @@ TEST(SparseOptionsTest, ValidateNamesTheField) {
       {"audit_rows", [](auto& o) { o.audit_rows = 0; }},
       {"dense_tail_tokens", [](auto& o) { o.dense_tail_tokens = -1; }},
       {"auto_min_keys", [](auto& o) { o.auto_min_keys = -1; }},
+      {"columns", [](auto& o) { o.columns = -1; }},
+      {"diagonals", [](auto& o) { o.diagonals = kMaxBudget + 1; }},
   };
   for (const auto& [field, change] : bad) {
     SparseOptions options;
@@ -86,6 +96,11 @@ TEST(SparseOptionsTest, CacheKeySeparatesWhatChangesKv) {
       [](auto& o) { o.recall_floor = 0.5f; },
       [](auto& o) { o.dense_tail_tokens = 65; },
       [](auto& o) { o.auto_min_keys = 1; },
+      [](auto& o) { o.mode = SparseMode::kVerticalSlash; },
+      [](auto& o) { o.columns = 1001; },
+      [](auto& o) { o.diagonals = 6097; },
+      [](auto& o) { o.head_budgets = OneHead(100); },
+      [](auto& o) { o.head_budgets = OneHead(101); },
   };
   for (const auto& change : changes) {
     SparseOptions options = Mode(SparseMode::kSample);
@@ -110,7 +125,8 @@ void CheckRows(const EpochPolicy& policy, int64_t n_q, int64_t n_audit) {
 }
 
 TEST(ResolveEpochTest, RowsAreUniqueForEverySize) {
-  for (SparseMode mode : {SparseMode::kSample, SparseMode::kPaper, SparseMode::kStreaming}) {
+  for (SparseMode mode : {SparseMode::kSample, SparseMode::kPaper, SparseMode::kStreaming,
+                          SparseMode::kVerticalSlash}) {
     const SparseOptions options = Mode(mode);
     int64_t n_sparse = 0;
     for (int64_t n_q = 1; n_q < 400; ++n_q) {
@@ -172,6 +188,47 @@ TEST(ResolveEpochTest, Streaming) {
   EXPECT_EQ(policy.recall_floor, 0.0f);
 }
 
+TEST(ResolveEpochTest, VerticalSlash) {
+  SparseOptions options = Mode(SparseMode::kVerticalSlash);
+  options.stripe_width = 8;
+  EpochPolicy policy = ResolveEpoch(options, 8192, 2048);
+  EXPECT_TRUE(policy.sample && policy.bands && policy.fixed_budgets && !policy.dense);
+  EXPECT_EQ(policy.scope, MassScope::kAll);
+  EXPECT_EQ(policy.n_voting, 64);
+  EXPECT_EQ(policy.rows[0], 2048 - 64);
+  EXPECT_EQ(policy.rows[63], 2047);
+  EXPECT_EQ(policy.local.sink, 30);
+  EXPECT_EQ(policy.local.window, 128);
+  EXPECT_EQ(policy.stripe_width, 1);
+  EXPECT_EQ(policy.recall_floor, 0.0f);
+  EXPECT_EQ(policy.BudgetOf(3, 7).n_columns, 1000);
+  EXPECT_EQ(policy.BudgetOf(3, 7).n_bands, 96);  // 6096 diagonals
+  // Alpha is not its business, not even 1.
+  options.alpha = 1.0f;
+  EXPECT_FALSE(ResolveEpoch(options, 8192, 2048).dense);
+  options.head_budgets = OneHead(77);
+  policy = ResolveEpoch(options, 8192, 2048);
+  EXPECT_EQ(policy.BudgetOf(0, 0).n_columns, 77);
+  // Rows that vote and rows that audit must fit.
+  EXPECT_TRUE(ResolveEpoch(options, 8192, 79).dense);
+  EXPECT_FALSE(ResolveEpoch(options, 8192, 80).dense);
+}
+
+TEST(SparseOptionsTest, CheckModel) {
+  SparseOptions options = Mode(SparseMode::kVerticalSlash);
+  EXPECT_TRUE(options.CheckModel(2, 4, /*has_fixed_budgets=*/true).ok());
+  const absl::Status no_device = options.CheckModel(2, 4, /*has_fixed_budgets=*/false);
+  EXPECT_EQ(no_device.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(no_device.message()), HasSubstr("vertical_slash"));
+  options.head_budgets = OneHead(77);
+  EXPECT_TRUE(options.CheckModel(1, 1, true).ok());
+  const absl::Status other = options.CheckModel(2, 1, true);
+  EXPECT_EQ(other.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(other.message()), HasSubstr("1 layers with 1 heads"));
+  options.mode = SparseMode::kSample;  // does not read them
+  EXPECT_TRUE(options.CheckModel(2, 1, false).ok());
+}
+
 TEST(ResolveEpochTest, WhenDense) {
   EXPECT_TRUE(ResolveEpoch(Mode(SparseMode::kDense), 1 << 20, 2048).dense);
   SparseOptions options = Mode(SparseMode::kSample);
@@ -187,7 +244,8 @@ TEST(ResolveEpochTest, WhenDense) {
 }
 
 TEST(ResolveEpochTest, MaxEpochRowsIsEnough) {
-  for (SparseMode mode : {SparseMode::kSample, SparseMode::kPaper, SparseMode::kStreaming}) {
+  for (SparseMode mode : {SparseMode::kSample, SparseMode::kPaper, SparseMode::kStreaming,
+                          SparseMode::kVerticalSlash}) {
     SparseOptions options = Mode(mode);
     options.sampled_rows = options.tail_rows = options.audit_rows = kMaxRowsOfKind;
     for (int64_t n_q : {1, 64, 2048, 8192, 65536}) {
