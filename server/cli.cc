@@ -16,6 +16,7 @@
 #include "server/cmd_bench_shape.h"
 #include "server/cmd_bench_tokenizer.h"
 #include "server/cmd_bench_ttft.h"
+#include "server/cmd_eval.h"
 #include "server/cmd_generate.h"
 #include "server/cmd_health.h"
 #include "server/cmd_serve.h"
@@ -95,6 +96,7 @@ struct Commands {
   CLI::App app{"Longhaul: an inference server for very long prompts", "longhaul"};
   CLI::App* serve = nullptr;
   CLI::App* generate = nullptr;
+  CLI::App* eval = nullptr;
   CLI::App* bench = nullptr;
   CLI::App* bench_ttft = nullptr;
   CLI::App* bench_attention = nullptr;
@@ -103,8 +105,9 @@ struct Commands {
   CLI::App* bench_tokenizer = nullptr;
   CLI::App* health = nullptr;
   CLI::App* version = nullptr;
-  TableFlags serve_flags, generate_flags, ttft_flags, health_flags;
+  TableFlags serve_flags, generate_flags, eval_flags, ttft_flags, health_flags;
   GenerateOptions generate_options;
+  eval::EvalOptions eval_options;
   BenchTtftOptions ttft_options;
   BenchShapeOptions shape_options;
   BenchAttentionOptions attention_options;
@@ -125,6 +128,31 @@ void AddGenerate(Commands& c) {
   c.generate->add_option("--seed", o.seed, "of the sampler");
   c.generate->add_flag("--json", o.json, "one JSON object instead of text and table");
   c.generate_flags.AddTo(c.generate, /*with_serve_flags=*/false);
+}
+
+void AddEval(Commands& c) {
+  c.eval = c.app.add_subcommand(
+      "eval", "Accuracy beside speed, by policy and length: of a model folder, or of any server");
+  eval::EvalOptions& o = c.eval_options;
+  CLI::App* app = c.eval;
+  const auto add_list = [app](const char* name, auto& values, const char* help) {
+    app->add_option(name, values, help)->delimiter(',')->capture_default_str();
+  };
+  add_list("--suites", o.suites, "needle, ruler, passage, ppl, agreement");
+  add_list("--policies", o.policies, "side by side; a policy may have values: sample:alpha=0.9");
+  add_list("--lengths", o.lengths, "prompt tokens");
+  add_list("--depths", o.depths, "of suite needle: 0 = start of the prompt, 1 = end");
+  app->add_option("--samples", o.samples, "prompts of each task, length and depth")
+      ->capture_default_str();
+  app->add_option("--seed", o.seed, "of the prompts")->capture_default_str();
+  app->add_option("--text", o.text_file, "file that prompts are filled with [built-in sentences]");
+  app->add_option("--url", o.url, "http://host:port of a server, in place of a model folder");
+  app->add_option("--api-key", o.api_key, "sent to it as a bearer token");
+  app->add_option("--timeout", o.timeout_s, "seconds that one request to it may take")
+      ->capture_default_str();
+  app->add_option("--out", o.out_dir, "folder that keeps results: the same command goes on there");
+  app->add_option("--json", o.json_path, "write all numbers to this file");
+  c.eval_flags.AddTo(app, /*with_serve_flags=*/false);
 }
 
 void AddBench(Commands& c) {
@@ -261,6 +289,7 @@ void AddCommands(Commands& c) {
       "or in the YAML file (max-model-len: 131072). Order: flag, environment, file, default.");
   c.serve_flags.AddTo(c.serve, /*with_serve_flags=*/true);
   AddGenerate(c);
+  AddEval(c);
   AddBench(c);
   AddBenchLoad(c);
   AddBenchLinear(c);
@@ -343,6 +372,10 @@ int RunCli(int argc, const char* const* argv, const Environment& environment) {
     return RunWith(c.generate_flags, environment, [&c](const ServerConfig& config) {
       return RunGenerate(config, c.generate_options);
     });
+  }
+  if (c.eval->parsed()) {
+    return RunWith(c.eval_flags, environment,
+                   [&c](const ServerConfig& config) { return RunEval(config, c.eval_options); });
   }
   if (c.bench_ttft->parsed()) {
     return RunWith(c.ttft_flags, environment,

@@ -34,6 +34,14 @@ void ProgressBar::Begin(std::string label, double seconds) {
   });
 }
 
+void ProgressBar::SetLabel(std::string label) {
+  if (label == label_) return;
+  label_ = std::move(label);
+  if (!terminal_) fmt::print(out_, "{}\n", label_);
+  Redraw();
+  std::fflush(out_);
+}
+
 void ProgressBar::Redraw() {
   if (!terminal_ || !share_) return;
   const double share = std::clamp(share_(), 0.0, 1.0);

@@ -18,6 +18,8 @@ class ProgressBar {
   void Begin(std::string label, std::function<double()> share);
   // A phase that takes `seconds` from now.
   void Begin(std::string label, double seconds);
+  // The same phase goes on under another name.
+  void SetLabel(std::string label);
   void Redraw();
   // Ends the phase and removes the line, so that other output can follow.
   void Clear();

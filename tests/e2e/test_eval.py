@@ -1,0 +1,93 @@
+"""`longhaul eval` on models/lookup, in this process and against a server: scores, files, and a run that goes on."""
+
+import json
+
+import pytest
+from server_process import MODEL, run
+
+SMALL = ["--depths", "0,0.5,1", "--samples", "1", "--policies", "dense,sample:alpha=0.9"]
+
+
+def evaluate(*arguments, lengths="2048,6000"):
+    return run("eval", "--model", MODEL, "--kv-cache-memory", "256M", *SMALL, "--lengths", lengths, *arguments,
+               timeout_s=120)
+
+
+def scores(report, name):
+    """The scores of a policy by (task, length, depth)."""
+    policy = next(p for p in report["policies"] if p["name"] == name)
+    return {(s["task"], s["length_tokens"], s.get("depth")): s["score"] for s in policy["scores"]}
+
+
+def test_needle_in_process_and_again(tmp_path):
+    out, path = tmp_path / "out", tmp_path / "report.json"
+    result = evaluate("--out", out, "--json", path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "12 prompts, 0 of them known already" in result.stderr
+    report = json.loads(path.read_text())
+    assert [p["name"] for p in report["policies"]] == ["dense", "sample:alpha=0.9"]
+    for policy in report["policies"]:
+        cells = scores(report, policy["name"])
+        assert len(cells) == 6 and set(cells.values()) == {1}, cells
+        for sample in policy["samples"]:
+            assert 0.98 * sample["length_tokens"] <= sample["prompt_tokens"] <= sample["length_tokens"]
+            assert sample["ttft_s"] > 0
+    dense, sample = report["policies"]
+    assert dense["density"] == 1 and dense["recall_histogram"] == []
+    assert sample["density"] < 0.9 and sum(sample["recall_histogram"]) > 0
+    assert sample["lengths"][1]["density"] < sample["lengths"][0]["density"]
+    assert sample["recall_p1"] <= sample["recall_mean"]
+    heads = sample["heads"]
+    assert [(h["layer"], h["head"]) for h in heads] == [(layer, head) for layer in range(2) for head in range(4)]
+    for head in heads:
+        assert head["n_streaming"] + head["n_sparse"] + head["n_dense"] == head["n_epochs"] > 0
+    # The first layer looks back three tokens and to the beginning of the text.
+    assert all(h["n_streaming"] == h["n_epochs"] and h["density"] < 0.9 for h in heads[:4])
+
+    # A run that was killed while it wrote its last result measures that one alone.
+    store = out / "results.jsonl"
+    store.write_bytes(store.read_bytes()[:-20])
+    result = evaluate("--out", out, "--json", path)
+    assert result.returncode == 0 and "12 prompts, 11 of them known already" in result.stderr, result.stderr
+    again = json.loads(path.read_text())
+    assert scores(again, "sample:alpha=0.9") == scores(report, "sample:alpha=0.9")
+
+
+def test_perplexity_and_agreement(tmp_path):
+    text, path = tmp_path / "text", tmp_path / "report.json"
+    text.write_text("The wise baker paints a silver bell. Some calm otter finds the harp near a tower. " * 300)
+    result = evaluate("--suites", "ppl,agreement,passage", "--text", text, "--json", path, lengths="4096")
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(path.read_text())
+    dense, sample = scores(report, "dense"), scores(report, "sample:alpha=0.9")
+    assert dense["agreement", 4096, None] == 1 and dense["kl", 4096, None] < 1e-6
+    assert sample["agreement", 4096, None] >= 0.9 and sample["kl", 4096, None] >= 0
+    assert dense["ppl", 4096, None] > 1
+    buckets = [s for s in report["policies"][0]["scores"] if "bucket" in s]
+    assert [s["bucket"][0] for s in buckets] == list(range(0, 4096, 512))
+
+
+def test_over_http(server, tmp_path):
+    path = tmp_path / "report.json"
+    result = run("eval", "--url", server.url, *SMALL, "--lengths", "6000", "--json", path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(path.read_text())
+    assert set(scores(report, "dense").values()) == {1} == set(scores(report, "sample:alpha=0.9").values())
+    dense, sample = report["policies"]
+    assert dense["density"] == 1 > sample["density"] > 0
+    for s in dense["samples"]:
+        assert abs(s["prompt_tokens"] - 6000) < 600 and s["ttft_s"] > 0
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--suites", "needles"], "suite 'needles' is unknown"),
+    (["--suites", "ppl"], "--text"),
+    (["--policies", "sample:beta=1"], "'beta' is unknown"),
+    (["--lengths", "1000000000"], "--lengths"),
+    (["--text", "/nowhere/text"], "cannot open /nowhere/text"),
+    (["--json", "/nowhere/report"], "cannot write /nowhere/report"),
+    (["--url", "http://127.0.0.1:1", "--suites", "agreement"], "suite 'agreement'"),
+])
+def test_refusals(arguments, message):
+    result = run("eval", "--model", MODEL, "--kv-cache-memory", "256M", *arguments)
+    assert result.returncode == 2 and message in result.stderr, result.stderr
