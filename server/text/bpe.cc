@@ -7,6 +7,8 @@
 namespace longhaul {
 namespace {
 
+constexpr size_t kGroup_bytes = 64 << 10;  // pieces that one thread encodes in one go
+
 uint64_t NeighbourKey(uint32_t left, uint32_t right) {
   return static_cast<uint64_t>(left) << 21 | right;
 }
@@ -15,10 +17,15 @@ uint64_t NeighbourKey(uint32_t left, uint32_t right) {
 
 BpeModel::BpeModel(BpeSpec spec) : spec_(std::move(spec)) {
   merges_.reserve(spec_.merges.size());
+  size_t shared_rank = 0;
   for (size_t rank = 0; rank < spec_.merges.size(); ++rank) {
     const BpeSpec::Merge& merge = spec_.merges[rank];
+    const bool shares =
+        spec_.results_share_rank && rank > 0 && merge.result == spec_.merges[shared_rank].result;
+    if (!shares) shared_rank = rank;
     // A pair that is listed twice has its last rank, as in Hugging Face's reader.
-    merges_[BpePairKey(merge.left, merge.right)] = {static_cast<int32_t>(rank), merge.result};
+    merges_[BpePairKey(merge.left, merge.right)] = {static_cast<int32_t>(shared_rank),
+                                                    merge.result};
   }
   BuildSymbols();
   BuildWholeTokens();
@@ -66,6 +73,7 @@ void BpeModel::BuildWholeTokens() {
     }
     whole_[token] = static_cast<int32_t>(id);
   }
+  for (const auto& [piece, id] : spec_.whole_pieces) whole_[piece] = id;
 }
 
 int32_t BpeModel::CharId(uint32_t code_point) const {
@@ -146,6 +154,43 @@ void BpeModel::MergeShort(Scratch* scratch) const {
     if (i < ranks.size()) ranks[i] = FindMerge(ids[i], ids[i + 1]).rank;
     if (i > 0) ranks[i - 1] = FindMerge(ids[i - 1], ids[i]).rank;
   }
+}
+
+void BpeModel::EncodePieces(std::string_view text, const std::vector<uint32_t>& ends,
+                            ThreadPool* pool, std::vector<int32_t>* ids) const {
+  // Pieces do not influence each other, so any grouping gives the same ids.
+  struct Group {
+    size_t first_piece;
+    size_t end_piece;
+    std::vector<int32_t> ids;
+  };
+  const auto begin_of = [&](size_t piece) { return piece == 0 ? 0 : ends[piece - 1]; };
+  const auto encode = [&](size_t first, size_t last, std::vector<int32_t>* out) {
+    Scratch scratch;
+    for (size_t i = first; i < last; ++i) {
+      Encode(text.substr(begin_of(i), ends[i] - begin_of(i)), &scratch, out);
+    }
+  };
+  if (pool == nullptr) return encode(0, ends.size(), ids);
+  std::vector<Group> groups;
+  const auto run = [&] {
+    pool->ParallelFor(static_cast<int64_t>(groups.size()), [&](int64_t i, int) {
+      encode(groups[i].first_piece, groups[i].end_piece, &groups[i].ids);
+    });
+    for (const Group& group : groups) ids->insert(ids->end(), group.ids.begin(), group.ids.end());
+    groups.clear();
+  };
+  for (size_t i = 0; i < ends.size(); ++i) {
+    if (ends[i] - begin_of(i) > kLongPiece_bytes) {
+      run();
+      EncodeLong(text.substr(begin_of(i), ends[i] - begin_of(i)), pool, ids);
+    } else if (groups.empty() || ends[i] - begin_of(groups.back().first_piece) > kGroup_bytes) {
+      groups.push_back({i, i + 1, {}});
+    } else {
+      groups.back().end_piece = i + 1;
+    }
+  }
+  run();
 }
 
 void BpeModel::CutWhereNoTokenSpans(std::string_view text, std::vector<uint32_t>* ends) const {

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -26,9 +27,14 @@ struct BpeSpec {
   bool byte_symbols = true;
   std::vector<std::string> tokens;  // by id; raw bytes or UTF-8; empty: no text can produce this id
   std::vector<Merge> merges;        // best first
-  bool ignore_merges = false;       // a piece that is a token stays whole
-  bool fuse_unk = false;            // neighbouring unknown symbols give one unk
-  int32_t unk_id = -1;              // -1: unknown symbols vanish
+  // Neighbours in `merges` with the same result have one rank, so that the leftmost of them goes
+  // first, as in sentencepiece.
+  bool results_share_rank = false;
+  bool ignore_merges = false;  // a piece that is a token stays whole
+  // Further pieces that give one id, whatever the merges say.
+  std::vector<std::pair<std::string, int32_t>> whole_pieces;
+  bool fuse_unk = false;  // neighbouring unknown symbols give one unk
+  int32_t unk_id = -1;    // -1: unknown symbols vanish
   std::array<int32_t, 256>
       byte_ids;  // tokens <0x00> ... <0xFF>; byte_ids[0] = -1: no byte fallback
 };
@@ -76,6 +82,10 @@ class BpeModel {
   void EncodeLong(std::string_view piece, ThreadPool* pool, std::vector<int32_t>* ids) const;
   static constexpr size_t kLongPiece_bytes = 256 << 10;
 
+  // Ids of the pieces of `text` that end at `ends`, by all threads of `pool` (null: by this one).
+  void EncodePieces(std::string_view text, const std::vector<uint32_t>& ends, ThreadPool* pool,
+                    std::vector<int32_t>* ids) const;
+
   // Cuts `text` wherever no token can span the border, so that encoding the parts gives exactly
   // what encoding the whole gives. For models without a pre-tokenizer, whose piece is the whole
   // text.
@@ -109,6 +119,7 @@ class BpeModel {
                    Tokens* tokens) const;
   void RunMerges(int32_t rank, Scratch* scratch) const;
   void AddPair(int32_t position, Scratch* scratch) const;
+  bool IsMergeOf(int32_t rank, int32_t left, int32_t right, Scratch* scratch) const;
   bool MergeInWindows(std::span<const int32_t> symbols, uint32_t first, size_t n_window,
                       Scratch* scratch, Tokens* tokens) const;
   void MergeLong(std::span<const int32_t> symbols, uint32_t first, Scratch* scratch,
@@ -118,7 +129,7 @@ class BpeModel {
   absl::flat_hash_map<uint64_t, Target> merges_;  // left << 32 | right
   absl::flat_hash_map<uint32_t, int32_t> char_ids_;
   std::array<int32_t, 256> symbol_ids_;  // by byte, or by ASCII character; -1: unknown
-  // Pieces known to encode as a single token: most words of a text. Keys point into spec_.tokens.
+  // Pieces known to encode as a single token: most words of a text. Keys point into spec_.
   absl::flat_hash_map<std::string_view, int32_t> whole_;
   // left << 21 | right code points that are neighbours inside some token; characters only.
   absl::flat_hash_set<uint64_t> neighbours_;

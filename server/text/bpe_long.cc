@@ -86,6 +86,12 @@ void BpeModel::AddPair(int32_t position, Scratch* scratch) const {
   bucket.positions.push_back(position);
 }
 
+bool BpeModel::IsMergeOf(int32_t rank, int32_t left, int32_t right, Scratch* scratch) const {
+  const BpeSpec::Merge& merge = spec_.merges[rank];
+  if (left == merge.left && right == merge.right) return true;
+  return spec_.results_share_rank && left >= 0 && RankOf(left, right, scratch) == rank;
+}
+
 // Does the merges of `rank` from left to right, until all are done or one makes a pair of a lower
 // rank. A candidate whose pair has changed meanwhile is skipped when it comes up.
 void BpeModel::RunMerges(int32_t rank, Scratch* scratch) const {
@@ -93,7 +99,6 @@ void BpeModel::RunMerges(int32_t rank, Scratch* scratch) const {
   std::vector<int32_t>& next = scratch->next;
   const int32_t n = static_cast<int32_t>(ids.size());
   const int32_t index = scratch->bucket_of.find(rank)->second;
-  const BpeSpec::Merge& merge = spec_.merges[rank];
   while (scratch->ranks_left.front() == rank) {
     Scratch::Bucket& bucket = scratch->buckets[index];
     if (bucket.done == bucket.positions.size()) {
@@ -112,9 +117,9 @@ void BpeModel::RunMerges(int32_t rank, Scratch* scratch) const {
       bucket.sorted = true;
     }
     const int32_t i = bucket.positions[bucket.done++];
-    if (ids[i] != merge.left || next[i] == n || ids[next[i]] != merge.right) continue;
+    if (next[i] == n || !IsMergeOf(rank, ids[i], ids[next[i]], scratch)) continue;
     const int32_t gone = next[i];
-    ids[i] = merge.result;
+    ids[i] = spec_.merges[rank].result;
     ids[gone] = kGone;
     next[i] = next[gone];
     if (next[i] < n) scratch->previous[next[i]] = i;

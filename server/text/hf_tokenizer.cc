@@ -7,7 +7,6 @@ namespace {
 
 // Below this the threads cost more than they give.
 constexpr size_t kParallelText_bytes = 64 << 10;
-constexpr size_t kGroup_bytes = 64 << 10;  // pieces that one thread encodes in one go
 
 }  // namespace
 
@@ -94,45 +93,8 @@ absl::Status HfTokenizer::EncodeNormalized(std::string_view text, bool at_start,
   } else {
     bpe_.CutWhereNoTokenSpans(text, &ends);
   }
-  EncodePieces(text, ends, pool, ids);
+  bpe_.EncodePieces(text, ends, pool, ids);
   return absl::OkStatus();
-}
-
-void HfTokenizer::EncodePieces(std::string_view text, const std::vector<uint32_t>& ends,
-                               ThreadPool* pool, std::vector<int32_t>* ids) const {
-  // Pieces do not influence each other, so any grouping gives the same ids.
-  struct Group {
-    size_t first_piece;
-    size_t end_piece;
-    std::vector<int32_t> ids;
-  };
-  const auto begin_of = [&](size_t piece) { return piece == 0 ? 0 : ends[piece - 1]; };
-  const auto encode = [&](size_t first, size_t last, std::vector<int32_t>* out) {
-    BpeModel::Scratch scratch;
-    for (size_t i = first; i < last; ++i) {
-      bpe_.Encode(text.substr(begin_of(i), ends[i] - begin_of(i)), &scratch, out);
-    }
-  };
-  if (pool == nullptr) return encode(0, ends.size(), ids);
-  std::vector<Group> groups;
-  const auto run = [&] {
-    pool->ParallelFor(static_cast<int64_t>(groups.size()), [&](int64_t i, int) {
-      encode(groups[i].first_piece, groups[i].end_piece, &groups[i].ids);
-    });
-    for (const Group& group : groups) ids->insert(ids->end(), group.ids.begin(), group.ids.end());
-    groups.clear();
-  };
-  for (size_t i = 0; i < ends.size(); ++i) {
-    if (ends[i] - begin_of(i) > BpeModel::kLongPiece_bytes) {
-      run();
-      bpe_.EncodeLong(text.substr(begin_of(i), ends[i] - begin_of(i)), pool, ids);
-    } else if (groups.empty() || ends[i] - begin_of(groups.back().first_piece) > kGroup_bytes) {
-      groups.push_back({i, i + 1, {}});
-    } else {
-      groups.back().end_piece = i + 1;
-    }
-  }
-  run();
 }
 
 std::string_view HfTokenizer::TokenBytes(int32_t id) const {

@@ -72,8 +72,6 @@ class HfTokenizer : public Tokenizer {
   absl::Status EncodeNormalized(std::string_view text, bool at_start,
                                 std::vector<int32_t>* ids) const;
   std::string_view AddPrefixes(std::string_view text, bool at_start, std::string* buffer) const;
-  void EncodePieces(std::string_view text, const std::vector<uint32_t>& ends, ThreadPool* pool,
-                    std::vector<int32_t>* ids) const;  // pool may be null
 
   HfTokenizerSpec spec_;  // without bpe, which bpe_ took over
   BpeModel bpe_;

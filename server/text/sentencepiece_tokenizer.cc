@@ -60,6 +60,9 @@ absl::StatusOr<std::unique_ptr<SentencePieceTokenizer>> SentencePieceTokenizer::
       new SentencePieceTokenizer(*std::move(model), n_threads));
   LH_RETURN_IF_ERROR(tokenizer->ReadPieces(path, config));
   LH_RETURN_IF_ERROR(tokenizer->ProbeSpaces(path));
+  if (const std::optional<SentencePieceFile> file = ReadSentencePieceFile(serialized)) {
+    tokenizer->bpe_ = SentencePieceBpe::Create(*file);
+  }
   return tokenizer;
 }
 
@@ -174,9 +177,14 @@ absl::Status SentencePieceTokenizer::EncodeText(std::string_view text, bool find
 absl::Status SentencePieceTokenizer::EncodeRun(std::string_view text, bool at_start,
                                                std::vector<int32_t>* ids) const {
   if (text.empty()) return absl::OkStatus();
-  const std::vector<std::string_view> segments = CutAtSpaces(text);
   std::unique_lock<std::mutex> lock(pool_mutex_, std::defer_lock);
-  if (text.size() < kParallelText_bytes || !lock.try_lock()) {
+  const bool parallel = text.size() >= kParallelText_bytes && lock.try_lock();
+  if (bpe_ != nullptr) {
+    bpe_->Encode(text, at_start, parallel ? &pool_ : nullptr, ids);
+    return absl::OkStatus();
+  }
+  const std::vector<std::string_view> segments = CutAtSpaces(text);
+  if (!parallel) {
     for (size_t i = 0; i < segments.size(); ++i) {
       LH_RETURN_IF_ERROR(EncodeSegment(segments[i], at_start && i == 0, ids));
     }

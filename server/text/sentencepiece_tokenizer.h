@@ -1,6 +1,7 @@
 // SentencePieceTokenizer: a tokenizer.model with the control and added tokens around it. Immutable
-// after loading; any thread. A large text is cut at spaces that no piece spans; the cuts depend on
-// the text alone, so the ids do not depend on the number of threads.
+// after loading; any thread. Models of plain merges are encoded by SentencePieceBpe, others by the
+// library, which gets a large text cut at spaces that no piece spans; the cuts depend on the text
+// alone, so the ids do not depend on the number of threads.
 #pragma once
 
 #include <memory>
@@ -11,6 +12,7 @@
 
 #include "kernels/base/thread_pool.h"
 #include "server/text/added_tokens.h"
+#include "server/text/sentencepiece_bpe.h"
 #include "server/text/sentencepiece_model.h"
 #include "server/text/special_config.h"
 #include "server/text/tokenizer.h"
@@ -50,6 +52,7 @@ class SentencePieceTokenizer : public Tokenizer {
   std::vector<std::string_view> CutAtSpaces(std::string_view text) const;
 
   std::unique_ptr<SentencePieceModel> model_;
+  std::unique_ptr<SentencePieceBpe> bpe_;  // encodes in the library's place; null: not this model
   CharClasses classes_;
   AddedTokens added_;
   std::vector<std::string> token_bytes_;  // by id
