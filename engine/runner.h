@@ -6,19 +6,11 @@
 #include <string>
 
 #include "engine/config.h"
+#include "engine/memory_plan.h"
 #include "engine/step_plan.h"
 #include "kernels/backend.h"
 
 namespace longhaul {
-
-struct MemoryPlan {
-  int64_t weight_bytes = 0;
-  int64_t kv_pool_bytes = 0;
-  int64_t workspace_bytes =
-      0;                     // arena at its largest step; linear in max_model_len, never quadratic
-  int64_t hidden_bytes = 0;  // paused epochs
-  int64_t layer_store_bytes = 0;  // one whole prompt's hidden state, with PrefillOrder::kLayer
-};
 
 // Loads a Hugging Face folder (config.json, *.safetensors). Reports load progress to the log.
 // Errors: NotFound / InvalidArgument naming file, tensor and field; ResourceExhausted when the KV
