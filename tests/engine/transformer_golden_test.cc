@@ -18,6 +18,7 @@ using testing::DecodeOne;
 using testing::DrivenSequence;
 using testing::MakeSequence;
 using testing::Prefill;
+using testing::SliceOf;
 
 struct Golden {
   std::vector<int32_t> input_ids;
@@ -205,6 +206,41 @@ TEST_P(GoldenTest, Int8Weights) {
   const double error = ErrorOfAllRows(*executor, golden);
   EXPECT_LT(error, Dir().ends_with("mixtral_f32") ? 0.25 : 0.1);
   EXPECT_GT(error, 1e-2);
+}
+
+// Of every position, with blocks of the output rows that end anywhere in an epoch.
+TEST_P(GoldenTest, LogprobsOfThePrompt) {
+  const Golden golden = Load();
+  const auto executor = Load(golden, /*epoch_tokens=*/128);
+  DrivenSequence s = MakeSequence(golden.input_ids, 0);
+  const int64_t n = golden.n_tokens();
+  constexpr int32_t kTop = 4;
+  for (int64_t begin = 0; begin < n; begin += 128) {
+    const int64_t end = std::min(begin + 128, n);
+    PrefillSlice slice = SliceOf(s, begin, end, 0, executor->shape().n_layers);
+    slice.logprob_tokens = std::span(s.tokens).subspan(begin + 1, std::min(end + 1, n) - begin - 1);
+    slice.n_top_logprobs = kTop;
+    StepPlan plan;
+    plan.prefill.push_back(slice);
+    const auto result = executor->Execute(plan);
+    ASSERT_TRUE(result.ok()) << result.status();
+    const PromptLogprobsEvent& logprobs = result->slices[0].prompt_logprobs;
+    ASSERT_EQ(logprobs.tokens.size(), slice.logprob_tokens.size());
+    ASSERT_EQ(logprobs.top.size(), slice.logprob_tokens.size() * kTop);
+    for (size_t i = 0; i < logprobs.tokens.size(); ++i) {
+      const std::span<const float> row = golden.At(begin + static_cast<int64_t>(i));
+      double sum = 0, largest = 0;
+      for (float logit : row) {
+        sum += std::exp(double{logit});
+        largest = std::max(largest, std::abs(double{logit}));
+      }
+      const auto expect = [&](const TokenLogprob& token) {
+        EXPECT_NEAR(token.logprob, row[token.token] - std::log(sum), 2 * kTolerance * largest);
+      };
+      expect(logprobs.tokens[i]);
+      for (int32_t k = 0; k < kTop; ++k) expect(logprobs.top[i * kTop + k]);
+    }
+  }
 }
 
 // Names of the folders that hold `file`.
