@@ -100,7 +100,7 @@ struct PrefillSums {
     sparse.recall_sum += result.recall_sum;
     if (sparse.heads.size() < result.heads.size()) sparse.heads.resize(result.heads.size());
     for (size_t i = 0; i < result.heads.size(); ++i) sparse.heads[i].Merge(result.heads[i]);
-    ttfts_s.push_back(result.ttft_s);
+    if (result.ttft_s > 0) ttfts_s.push_back(result.ttft_s);
     density += result.density;
     recall_mean += result.recall_mean;
     ++n;
@@ -306,10 +306,11 @@ std::string ReportTables(const EvalReport& report) {
   for (const EvalPolicy& policy : report.policies) {
     const bool audited = !policy.recall_histogram.empty();
     for (const EvalLength& l : policy.lengths) {
-      table.push_back(
-          {policy.name, fmt::format("{}", l.length_tokens), fmt::format("{}", l.n),
-           fmt::format("{:.2f} %", 100 * l.density), fmt::format("{:.4f}", l.recall_mean),
-           audited ? fmt::format("{:.3f}", l.recall_p1) : "-", FormatDuration(l.ttft_median_s)});
+      table.push_back({policy.name, fmt::format("{}", l.length_tokens), fmt::format("{}", l.n),
+                       fmt::format("{:.2f} %", 100 * l.density),
+                       fmt::format("{:.4f}", l.recall_mean),
+                       audited ? fmt::format("{:.3f}", l.recall_p1) : "-",
+                       l.ttft_median_s > 0 ? FormatDuration(l.ttft_median_s) : "-"});
     }
   }
   return ScoreTable(report) + "\n" + FormatTable(table);

@@ -26,6 +26,8 @@ constexpr Key kKeys[] = {
     {"audit_rows", &SparseOptions::audit_rows},
     {"keep_max", &SparseOptions::keep_max},
     {"recall_floor", &SparseOptions::recall_floor},
+    {"columns", &SparseOptions::columns},
+    {"diagonals", &SparseOptions::diagonals},
 };
 
 constexpr double kLargestValue = 1e9;  // any further check is SparseOptions::Validate

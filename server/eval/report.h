@@ -34,9 +34,9 @@ struct EvalSample {
   std::string suite;
   int64_t length_tokens = 0;  // as asked for
   int64_t prompt_tokens = 0;  // what it was
-  double ttft_s = 0;
-  double density = 1;      // attended (query, key) pairs / all of the causal triangle
-  double recall_mean = 1;  // of the audit rows; 1 where nothing was audited
+  double ttft_s = 0;          // 0 = not measured: suites ppl and agreement
+  double density = 1;         // attended (query, key) pairs / all of the causal triangle
+  double recall_mean = 1;     // of the audit rows; 1 where nothing was audited
 };
 
 // All prefills of one length under one policy.
@@ -46,7 +46,7 @@ struct EvalLength {
   double density = 1;         // mean
   double recall_mean = 1;  // of all audit rows; where there is no histogram, of the prompts' means
   double recall_p1 = 1;    // first percentile of the audit rows; 1 where there is no histogram
-  double ttft_median_s = 0;
+  double ttft_median_s = 0;  // 0 = not measured
 };
 
 // What the policy did with one query head of one layer, over all prompts.

@@ -23,7 +23,7 @@ struct Result {
   std::vector<std::vector<std::pair<int32_t, float>>> top;
 
   int64_t prompt_tokens = 0;
-  double ttft_s = 0;
+  double ttft_s = 0;  // 0 = not measured
   double density = 1;
   double recall_mean = 1;
   std::vector<std::pair<int64_t, int64_t>> recalls;  // (cell of SparseReport::recall_histogram, n)

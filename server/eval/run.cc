@@ -202,7 +202,8 @@ Result ResultOf(Reply reply) {
     if (histogram[cell] > 0) result.recalls.emplace_back(cell, histogram[cell]);
   }
   result.recall_sum = reply.sparse.recall_sum;
-  result.heads = std::move(reply.sparse.heads);
+  // Nothing to keep where every head attended to everything.
+  if (reply.sparse.n_head_epochs > 0) result.heads = std::move(reply.sparse.heads);
   return result;
 }
 
@@ -236,6 +237,7 @@ absl::StatusOr<Result> Evaluation::MeasurePerplexity(const TaskSpec& spec, const
   LH_ASSIGN_OR_RETURN(PromptScores scores,
                       model_->Score(Document(spec, spec.length_tokens), policy, 0, 0));
   Result result = ResultOf(std::move(scores.reply));
+  result.ttft_s = 0;  // it held the probabilities of every token
   result.values.assign(2 * kPerplexityBuckets, 0);
   for (size_t i = 0; i < scores.logprobs.size(); ++i) {
     const auto position = static_cast<int64_t>(i) + 1;
@@ -284,6 +286,7 @@ absl::StatusOr<Result> Evaluation::MeasureAgreement(const TaskSpec& spec, const 
   }
   const auto n = static_cast<double>(scores.top.size());
   Result result = ResultOf(std::move(scores.reply));
+  result.ttft_s = 0;  // it held the probabilities of every token
   result.values = {n_same / n, kl / n};
   return result;
 }

@@ -45,6 +45,7 @@ TEST(PolicyTest, ReadsNamesAndValues) {
   EXPECT_FLOAT_EQ(options->alpha, 0.9f);
   EXPECT_EQ(options->window, 512);
   EXPECT_EQ(options->sink, SparseOptions().sink);
+  EXPECT_EQ(ResolvePolicy(*ParsePolicy("vertical_slash:columns=200"), *options)->columns, 200);
 
   SparseOptions base;
   base.mode = SparseMode::kPaper;
@@ -397,6 +398,7 @@ TEST(ReportTest, PerplexityByBucket) {
   options.policies = {"dense"};
   options.lengths = {4096};
   Result result;
+  result.ttft_s = 0;
   for (int64_t b = 0; b < kPerplexityBuckets; ++b) {
     const double n = b == 0 ? 511 : 512;
     result.values.insert(result.values.end(), {n * std::log(2.0 + static_cast<double>(b)), n});
@@ -410,6 +412,7 @@ TEST(ReportTest, PerplexityByBucket) {
   EXPECT_NEAR(scores[8].score, 9, 1e-9);
   EXPECT_EQ(scores[8].bucket_begin, 3584);
   EXPECT_EQ(scores[8].bucket_end, 4096);
+  EXPECT_EQ(report.policies[0].lengths[0].ttft_median_s, 0) << "not measured";
   EXPECT_GT(scores[0].score, 2);
   EXPECT_LT(scores[0].score, 9);
 }
