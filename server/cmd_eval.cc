@@ -7,6 +7,7 @@
 #include <fstream>
 #include <memory>
 
+#include "server/eval/html_report.h"
 #include "server/eval/make_report.h"
 #include "server/eval/run.h"
 
@@ -31,6 +32,7 @@ absl::Status CheckWritable(const char* flag, const std::string& path) {
 absl::Status Evaluate(const ServerConfig& config, const eval::EvalOptions& options) {
   LH_RETURN_IF_ERROR(eval::CheckOptions(options));
   LH_RETURN_IF_ERROR(CheckWritable("--json", options.json_path));
+  LH_RETURN_IF_ERROR(CheckWritable("--html", options.html_path));
   LH_ASSIGN_OR_RETURN(eval::ResultStore store, eval::ResultStore::Open(options.out_dir));
   if (store.n_unreadable() > 0) {
     spdlog::warn("{}: {} results could not be read and are measured again", options.out_dir,
@@ -48,7 +50,9 @@ absl::Status Evaluate(const ServerConfig& config, const eval::EvalOptions& optio
   LH_ASSIGN_OR_RETURN(const eval::EvalReport report,
                       eval::RunEval(options, *target, model, store, stderr));
   fmt::print("{}", eval::ReportTables(report));
-  return WriteFile(options.json_path, eval::ReportJson(report));
+  LH_RETURN_IF_ERROR(WriteFile(options.json_path, eval::ReportJson(report)));
+  if (options.html_path.empty()) return absl::OkStatus();
+  return WriteFile(options.html_path, eval::HtmlReport(report));
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ struct EvalOptions {
   double timeout_s = 3600;  // of one request to it
   std::string out_dir;      // where results are kept, so that a run can go on; "" = nowhere
   std::string json_path;    // "" = none
+  std::string html_path;    // "" = none
 };
 
 // "needle", "ruler", "passage", "ppl", "agreement".

@@ -1,6 +1,9 @@
 """`longhaul eval` on models/lookup, in this process and against a server: scores, files, and a run that goes on."""
 
 import json
+import shutil
+import subprocess
+from xml.etree import ElementTree
 
 import pytest
 from server_process import MODEL, run
@@ -19,10 +22,28 @@ def scores(report, name):
     return {(s["task"], s["length_tokens"], s.get("depth")): s["score"] for s in policy["scores"]}
 
 
+def check_page(path, policies):
+    """Well-formed, draws what it should, loads nothing; and a browser, where there is one, shows the same."""
+    text = path.read_text()
+    assert not any(outside in text for outside in ("http:", "https:", "src=", "url(", "<script", "<link"))
+    headings = [e.text for e in ElementTree.fromstring(text).iter("h2")]
+    assert headings == ["Policies", "Where it finds what", "Accuracy against density", "Time to first token", "Recall",
+                        "Heads", "All scores"]
+    # Heat maps; accuracy, time, histogram, two maps of heads and two scales of colour.
+    assert text.count("<svg ") == policies + 7
+    chromium = shutil.which("chromium")
+    if chromium:
+        dom = subprocess.run([chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom",
+                              f"file://{path}"], capture_output=True, text=True, timeout=60).stdout
+        assert dom.count("<svg ") == policies + 7 and "Accuracy beside speed" in dom
+
+
 def test_needle_in_process_and_again(tmp_path):
     out, path = tmp_path / "out", tmp_path / "report.json"
-    result = evaluate("--out", out, "--json", path)
+    page = tmp_path / "report.html"
+    result = evaluate("--out", out, "--json", path, "--html", page)
     assert result.returncode == 0, result.stdout + result.stderr
+    check_page(page, policies=2)
     assert "12 prompts, 0 of them known already" in result.stderr
     report = json.loads(path.read_text())
     assert [p["name"] for p in report["policies"]] == ["dense", "sample:alpha=0.9"]

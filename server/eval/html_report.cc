@@ -1,0 +1,435 @@
+#include "server/eval/html_report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <iterator>
+#include <map>
+#include <set>
+#include <tuple>
+#include <utility>
+
+#include "server/eval/html_charts.h"
+
+namespace longhaul::eval {
+namespace {
+
+constexpr const char* kStyle = R"(
+:root { --ink: #1d2126; --soft: #5c6570; --line: #dfe3e8; --page: #ffffff; --card: #f6f7f9; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8eaed; --soft: #9aa4af; --line: #363c44; --page: #15181c; --card: #1d2126; }
+}
+body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 84rem; background: var(--page);
+       color: var(--ink); font: 15px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.7rem; margin: 0 0 .3rem; }
+h2 { font-size: 1.2rem; margin: 2.8rem 0 .3rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
+p { margin: .2rem 0 .8rem; max-width: 48rem; }
+.soft, p.note { color: var(--soft); }
+section { max-width: 37.5rem; }
+.row { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
+figure { margin: 0; padding: .9rem 1rem; background: var(--card); border-radius: .6rem;
+         max-width: 100%; width: fit-content; overflow-x: auto; box-sizing: border-box; }
+p.scale { margin-top: .8rem; }
+figcaption { font-weight: 600; margin-bottom: .4rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th { font-weight: 600; color: var(--soft); }
+dl { display: grid; grid-template-columns: max-content auto; gap: .1rem 1rem; margin: .8rem 0; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+svg text { fill: var(--ink); font-size: 12px; }
+svg text.soft { fill: var(--soft); } svg text.small { font-size: 10px; fill: var(--soft); }
+svg .grid { stroke: var(--line); }
+summary { cursor: pointer; color: var(--soft); margin: .8rem 0; }
+)";
+
+const std::vector<std::string> kHeadClasses = {"streaming: sink and window", "sparse",
+                                               "dense, or repaired"};
+
+std::string TaskName(const EvalScore& score) {
+  return score.suite == score.task ? score.suite : score.suite + " / " + score.task;
+}
+
+bool IsAccuracy(const EvalScore& score) {
+  return score.unit == Unit::kShare && score.bucket_begin < 0;
+}
+
+std::string ScoreText(Unit unit, double score) {
+  return Shown(unit == Unit::kShare ? Quantity::kShare : Quantity::kNumber, score);
+}
+
+// A mean over prompts.
+struct Mean {
+  double sum = 0;
+  int64_t n = 0;
+  void Add(const EvalScore& score) {
+    sum += score.score * static_cast<double>(score.n);
+    n += score.n;
+  }
+  double Value() const { return sum / static_cast<double>(n); }
+};
+
+class Page {
+ public:
+  explicit Page(const EvalReport& report) : report_(report) {}
+
+  std::string Write() {
+    Add("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n"
+        "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n"
+        "<title>Longhaul eval: {}</title>\n<style>{}</style>\n</head>\n<body>\n",
+        Escaped(report_.model), kStyle);
+    Heading();
+    Summary();
+    DepthMaps();
+    Add("<div class=\"row\">\n<section>\n");
+    Accuracy();
+    Add("</section>\n<section>\n");
+    Times();
+    Add("</section>\n</div>\n");
+    Perplexity();
+    Recalls();
+    Heads();
+    AllScores();
+    return out_ + "</body>\n</html>\n";
+  }
+
+ private:
+  template <typename... Arguments>
+  void Add(fmt::format_string<Arguments...> format, Arguments&&... arguments) {
+    fmt::format_to(std::back_inserter(out_), format, std::forward<Arguments>(arguments)...);
+  }
+  void Section(const char* title, const char* note) {
+    Add("<h2>{}</h2>\n<p class=\"note\">{}</p>\n", title, note);
+  }
+  void Figure(const std::string& caption, const std::string& svg) {
+    Add("<figure><figcaption>{}</figcaption>\n{}</figure>\n", Escaped(caption), svg);
+  }
+  void Cell(const std::string& text) { Add("<td>{}</td>", Escaped(text)); }
+
+  std::vector<double> LengthTicks() const {
+    std::vector<double> ticks;
+    for (const int64_t length : report_.lengths) ticks.push_back(static_cast<double>(length));
+    return ticks;
+  }
+
+  void Heading();
+  void Summary();
+  void DepthMaps();
+  void Accuracy();
+  void Times();
+  void Perplexity();
+  void Recalls();
+  void Heads();
+  void AllScores();
+
+  // Scores of one (suite, task) by length and depth.
+  Grid DepthGrid(const EvalPolicy& policy, const std::string& name) const;
+
+  const EvalReport& report_;
+  std::string out_;
+};
+
+void Page::Heading() {
+  Add("<h1>Accuracy beside speed: {}</h1>\n<dl>\n", Escaped(report_.model));
+  const auto fact = [&](const char* name, const std::string& value) {
+    if (!value.empty()) Add("<dt>{}</dt><dd>{}</dd>\n", name, Escaped(value));
+  };
+  fact("measured on", report_.target);
+  fact("at", report_.created);
+  fact("filler text", report_.text.empty() ? "built in" : report_.text);
+  fact("prompts of each kind", fmt::format("{} (seed {})", report_.n_samples, report_.seed));
+  fact("longhaul", report_.version);
+  Add("</dl>\n");
+}
+
+void Page::Summary() {
+  Section("Policies",
+          "Means over all prompts. Density is the share of the causal (query, key) pairs "
+          "that was attended to, recall the softmax mass that audit rows kept of it.");
+  // The suites' shares are columns; other units stay in the table of all scores.
+  std::vector<std::string> suites;
+  for (const EvalPolicy& policy : report_.policies) {
+    for (const EvalScore& score : policy.scores) {
+      if (!IsAccuracy(score)) continue;
+      if (std::find(suites.begin(), suites.end(), score.suite) == suites.end()) {
+        suites.push_back(score.suite);
+      }
+    }
+  }
+  Add("<div class=\"wide\"><table>\n<tr><th>policy</th>");
+  for (const std::string& suite : suites) Add("<th>{}</th>", Escaped(suite));
+  Add("<th>density</th><th>recall</th><th>1st percentile</th><th>TTFT, longest</th></tr>\n");
+  for (const EvalPolicy& policy : report_.policies) {
+    Add("<tr>");
+    Cell(policy.name);
+    for (const std::string& suite : suites) {
+      Mean mean;
+      for (const EvalScore& score : policy.scores) {
+        if (IsAccuracy(score) && score.suite == suite) mean.Add(score);
+      }
+      Cell(mean.n == 0 ? "–" : Shown(Quantity::kShare, mean.Value()));
+    }
+    const bool audited = !policy.recall_histogram.empty();
+    Cell(Shown(Quantity::kShare, policy.density));
+    Cell(audited ? fmt::format("{:.4f}", policy.recall_mean) : "–");
+    Cell(audited ? fmt::format("{:.3f}", policy.recall_p1) : "–");
+    Cell(policy.lengths.empty() || policy.lengths.back().ttft_median_s <= 0
+             ? "–"
+             : Shown(Quantity::kSeconds, policy.lengths.back().ttft_median_s) + " at " +
+                   Shown(Quantity::kTokens,
+                         static_cast<double>(policy.lengths.back().length_tokens)));
+    Add("</tr>\n");
+  }
+  Add("</table></div>\n");
+}
+
+Grid Page::DepthGrid(const EvalPolicy& policy, const std::string& name) const {
+  std::set<double> depths;
+  std::set<int64_t> lengths;
+  for (const EvalPolicy& other : report_.policies) {  // the same grid for all
+    for (const EvalScore& score : other.scores) {
+      if (!IsAccuracy(score) || score.depth < 0 || TaskName(score) != name) continue;
+      depths.insert(score.depth);
+      lengths.insert(score.length_tokens);
+    }
+  }
+  Grid grid{
+      .x_title = "prompt tokens", .y_title = "depth", .columns = {}, .rows = {}, .values = {}};
+  for (const int64_t length : lengths) {
+    grid.columns.push_back(Shown(Quantity::kTokens, static_cast<double>(length)));
+  }
+  for (const double depth : depths) grid.rows.push_back(Shown(Quantity::kShare, depth));
+  grid.values.assign(depths.size() * lengths.size(), -1);
+  for (const EvalScore& score : policy.scores) {
+    if (!IsAccuracy(score) || score.depth < 0 || TaskName(score) != name) continue;
+    const auto row = std::distance(depths.begin(), depths.find(score.depth));
+    const auto column = std::distance(lengths.begin(), lengths.find(score.length_tokens));
+    grid.values[static_cast<size_t>(row) * lengths.size() + static_cast<size_t>(column)] =
+        score.score;
+  }
+  return grid;
+}
+
+void Page::DepthMaps() {
+  std::vector<std::string> names;
+  for (const EvalPolicy& policy : report_.policies) {
+    for (const EvalScore& score : policy.scores) {
+      const std::string name = TaskName(score);
+      if (IsAccuracy(score) && score.depth >= 0 &&
+          std::find(names.begin(), names.end(), name) == names.end()) {
+        names.push_back(name);
+      }
+    }
+  }
+  if (names.empty()) return;
+  Section("Where it finds what",
+          "Right answers in percent, by the length of the prompt and how deep "
+          "in it the answer was planted (0&#160;% is its start).");
+  for (const std::string& name : names) {
+    Add("<h3>{}</h3>\n<div class=\"row\">\n", Escaped(name));
+    for (const EvalPolicy& policy : report_.policies) {
+      Figure(policy.name, DrawHeatMap(DepthGrid(policy, name)));
+    }
+    Add("</div>\n");
+  }
+  Add("<p class=\"scale\">{}</p>\n", DrawShareScale());
+}
+
+void Page::Accuracy() {
+  std::vector<Series> series;
+  for (const EvalPolicy& policy : report_.policies) {
+    Series s{.name = policy.name, .points = {}, .joined = true};
+    for (const EvalLength& length : policy.lengths) {
+      Mean mean;
+      for (const EvalScore& score : policy.scores) {
+        if (IsAccuracy(score) && score.length_tokens == length.length_tokens) mean.Add(score);
+      }
+      if (mean.n == 0) continue;
+      const std::string tokens =
+          Shown(Quantity::kTokens, static_cast<double>(length.length_tokens));
+      s.points.push_back({length.density, mean.Value(),
+                          fmt::format("{}, {} tokens: {} at density {}", policy.name, tokens,
+                                      Shown(Quantity::kShare, mean.Value()),
+                                      Shown(Quantity::kShare, length.density))});
+    }
+    if (!s.points.empty()) series.push_back(std::move(s));
+  }
+  if (series.empty()) return;
+  Section("Accuracy against density",
+          "A point for each length, the longest prompts mostly at the "
+          "lowest density; the mean over all tasks scored in percent. "
+          "Up and to the left is better.");
+  Figure("Right answers by what was computed",
+         DrawChart({.title = "density", .quantity = Quantity::kShare, .scale = Scale::kLog},
+                   {.title = "right answers", .quantity = Quantity::kShare}, series));
+}
+
+void Page::Times() {
+  std::vector<Series> series;
+  for (const EvalPolicy& policy : report_.policies) {
+    Series s{.name = policy.name, .points = {}, .joined = true};
+    for (const EvalLength& length : policy.lengths) {
+      if (length.ttft_median_s <= 0) continue;  // not measured
+      const auto tokens = static_cast<double>(length.length_tokens);
+      s.points.push_back(
+          {tokens, length.ttft_median_s,
+           fmt::format("{}, {} tokens: {}", policy.name, Shown(Quantity::kTokens, tokens),
+                       Shown(Quantity::kSeconds, length.ttft_median_s))});
+    }
+    if (!s.points.empty()) series.push_back(std::move(s));
+  }
+  if (series.empty()) return;
+  Section("Time to first token", "Median of all prompts of a length.");
+  Figure("TTFT by length",
+         DrawChart(
+             {.title = "prompt tokens",
+              .quantity = Quantity::kTokens,
+              .scale = Scale::kLog,
+              .ticks = LengthTicks()},
+             {.title = "time to first token", .quantity = Quantity::kSeconds, .scale = Scale::kLog},
+             series));
+}
+
+void Page::Perplexity() {
+  std::set<int64_t> lengths;
+  for (const EvalPolicy& policy : report_.policies) {
+    for (const EvalScore& score : policy.scores) {
+      if (score.unit == Unit::kPerplexity && score.bucket_begin >= 0) {
+        lengths.insert(score.length_tokens);
+      }
+    }
+  }
+  if (lengths.empty()) return;
+  Section("Perplexity by position",
+          "Of the tokens up to each position of a document; lower is better.");
+  Add("<div class=\"row\">\n");
+  for (const int64_t length : lengths) {
+    std::vector<Series> series;
+    std::set<double> ends;
+    for (const EvalPolicy& policy : report_.policies) {
+      Series s{.name = policy.name, .points = {}, .joined = true};
+      for (const EvalScore& score : policy.scores) {
+        if (score.unit != Unit::kPerplexity || score.bucket_begin < 0 ||
+            score.length_tokens != length) {
+          continue;
+        }
+        ends.insert(static_cast<double>(score.bucket_end));
+        s.points.push_back({static_cast<double>(score.bucket_end), score.score,
+                            fmt::format("{}: {:.4g}", policy.name, score.score)});
+      }
+      if (!s.points.empty()) series.push_back(std::move(s));
+    }
+    Figure(fmt::format("{} tokens", Shown(Quantity::kTokens, static_cast<double>(length))),
+           DrawChart({.title = "position",
+                      .quantity = Quantity::kTokens,
+                      .scale = Scale::kLinear,
+                      .ticks = {ends.begin(), ends.end()}},
+                     {.title = "perplexity", .quantity = Quantity::kNumber}, series));
+  }
+  Add("</div>\n");
+}
+
+void Page::Recalls() {
+  constexpr double kLow = 0.5;
+  constexpr int kBars = 25;
+  bool begun = false;
+  for (const EvalPolicy& policy : report_.policies) {
+    double total = 0;
+    for (const int64_t count : policy.recall_histogram) total += static_cast<double>(count);
+    if (!(total > 0)) continue;
+    if (!begun) {
+      Section("Recall",
+              "How much of the softmax mass the rows that chose nothing kept, over all "
+              "heads and layers. The scale is logarithmic: rare losses count.");
+      Add("<div class=\"row\">\n");
+    }
+    begun = true;
+    std::vector<double> shares(kBars, 0.0);
+    const size_t n_cells = policy.recall_histogram.size();
+    for (size_t cell = 0; cell < n_cells; ++cell) {
+      const double recall = static_cast<double>(cell) / static_cast<double>(n_cells - 1);
+      const int bar = static_cast<int>((recall - kLow) / (1 - kLow) * kBars);
+      shares[std::clamp(bar, 0, kBars - 1)] +=
+          static_cast<double>(policy.recall_histogram[cell]) / total;
+    }
+    Figure(policy.name, DrawHistogram(shares, kLow,
+                                      fmt::format("recall: mean {:.4f}, 1st percentile {:.3f}",
+                                                  policy.recall_mean, policy.recall_p1)));
+  }
+  if (begun) Add("</div>\n");
+}
+
+void Page::Heads() {
+  if (report_.n_layers <= 0 || report_.n_heads <= 0) return;
+  const auto n_cells = static_cast<size_t>(report_.n_layers) * static_cast<size_t>(report_.n_heads);
+  Grid empty{.x_title = "query head", .y_title = "layer", .columns = {}, .rows = {}, .values = {}};
+  for (int32_t h = 0; h < report_.n_heads; ++h) empty.columns.push_back(std::to_string(h));
+  for (int32_t l = 0; l < report_.n_layers; ++l) empty.rows.push_back(std::to_string(l));
+  bool begun = false;
+  for (const EvalPolicy& policy : report_.policies) {
+    Grid density = empty, classes = empty;
+    density.values.assign(n_cells, -1);
+    classes.values.assign(n_cells, -1);
+    bool any = false;
+    for (const EvalHead& head : policy.heads) {
+      const bool inside = head.layer >= 0 && head.layer < report_.n_layers && head.head >= 0 &&
+                          head.head < report_.n_heads;
+      if (!inside || head.n_epochs == 0) continue;
+      any = true;
+      const size_t at = static_cast<size_t>(head.layer) * static_cast<size_t>(report_.n_heads) +
+                        static_cast<size_t>(head.head);
+      density.values[at] = head.density;
+      const int64_t counts[] = {head.n_streaming, head.n_sparse, head.n_dense};
+      classes.values[at] = static_cast<double>(
+          std::distance(counts, std::max_element(std::begin(counts), std::end(counts))));
+    }
+    if (!any) continue;
+    if (!begun) {
+      Section("Heads",
+              "What each query head of each layer kept, and what it mostly was over the "
+              "epochs of all prompts.");
+    }
+    begun = true;
+    Add("<h3>{}</h3>\n<div class=\"row\">\n", Escaped(policy.name));
+    Figure("density", DrawFineMap(density));
+    Figure("class", DrawClassMap(classes, kHeadClasses));
+    Add("</div>\n");
+  }
+  if (begun) Add("<p class=\"scale\">{}</p>\n", DrawShareScale());
+}
+
+void Page::AllScores() {
+  // Depths together; a row for each (task, length), a column for each policy.
+  std::map<std::tuple<std::string, int64_t>, std::pair<Unit, std::vector<Mean>>> rows;
+  for (size_t p = 0; p < report_.policies.size(); ++p) {
+    for (const EvalScore& score : report_.policies[p].scores) {
+      if (score.bucket_begin >= 0) continue;
+      auto& [unit, means] = rows[{TaskName(score), score.length_tokens}];
+      unit = score.unit;
+      means.resize(report_.policies.size());
+      means[p].Add(score);
+    }
+  }
+  if (rows.empty()) return;
+  Add("<h2>All scores</h2>\n<details><summary>Tasks and lengths, depths taken together</summary>\n"
+      "<div class=\"wide\"><table>\n<tr><th>task</th><th>tokens</th>");
+  for (const EvalPolicy& policy : report_.policies) Add("<th>{}</th>", Escaped(policy.name));
+  Add("</tr>\n");
+  for (const auto& [key, row] : rows) {
+    Add("<tr>");
+    Cell(std::get<0>(key));
+    Cell(Shown(Quantity::kTokens, static_cast<double>(std::get<1>(key))));
+    for (const Mean& mean : row.second)
+      Cell(mean.n == 0 ? "–" : ScoreText(row.first, mean.Value()));
+    Add("</tr>\n");
+  }
+  Add("</table></div></details>\n");
+}
+
+}  // namespace
+
+std::string HtmlReport(const EvalReport& report) { return Page(report).Write(); }
+
+}  // namespace longhaul::eval
