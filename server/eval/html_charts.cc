@@ -111,6 +111,7 @@ class Ruler {
       const double margin = high > low ? 0.06 * (high - low) : std::max(0.05, 0.05 * std::abs(low));
       low_ = low - margin;
       high_ = high + margin;
+      if (axis.quantity == Quantity::kShare && high <= 1) high_ = std::min(high_, 1.02);
     }
     ticks_ = axis.ticks.empty() ? Chosen() : axis.ticks;
   }
@@ -178,23 +179,31 @@ struct Bounds {
 // Numbers every so many rows or columns, so that they do not touch.
 size_t LabelStep(size_t n, size_t most) { return std::max<size_t>(1, (n + most - 1) / most); }
 
-constexpr double kFineCell = 9, kFineLeft = 44, kFineTop = 8, kFineBottom = 40;
+constexpr double kFineLeft = 44, kFineTop = 8, kFineBottom = 40;
+
+// Few heads are drawn larger.
+double FineCell(const Grid& grid) {
+  return std::clamp(
+      300 / static_cast<double>(std::max<size_t>({grid.columns.size(), grid.rows.size(), 1})), 9.0,
+      22.0);
+}
 
 double FineWidth(const Grid& grid) {
-  return kFineLeft + std::max(160.0, kFineCell * static_cast<double>(grid.columns.size()) + 8);
+  return kFineLeft + std::max(210.0, FineCell(grid) * static_cast<double>(grid.columns.size()) + 8);
 }
 double FineHeight(const Grid& grid) {
-  return kFineTop + kFineCell * static_cast<double>(grid.rows.size()) + kFineBottom;
+  return kFineTop + FineCell(grid) * static_cast<double>(grid.rows.size()) + kFineBottom;
 }
 
 void AddFineLabels(Svg& svg, const Grid& grid) {
-  const double bottom = kFineTop + kFineCell * static_cast<double>(grid.rows.size());
+  const double cell = FineCell(grid);
+  const double bottom = kFineTop + cell * static_cast<double>(grid.rows.size());
   for (size_t r = 0; r < grid.rows.size(); r += LabelStep(grid.rows.size(), 16)) {
-    svg.Text(kFineLeft - 6, kFineTop + kFineCell * (static_cast<double>(r) + 0.9), "end",
+    svg.Text(kFineLeft - 6, kFineTop + cell * (static_cast<double>(r) + 0.5) + 4, "end",
              grid.rows[r], "class=\"small\"");
   }
   for (size_t c = 0; c < grid.columns.size(); c += LabelStep(grid.columns.size(), 16)) {
-    svg.Text(kFineLeft + kFineCell * (static_cast<double>(c) + 0.5), bottom + 13, "middle",
+    svg.Text(kFineLeft + cell * (static_cast<double>(c) + 0.5), bottom + 13, "middle",
              grid.columns[c], "class=\"small\"");
   }
   svg.Text(kFineLeft, bottom + 30, "start", grid.x_title, "class=\"soft\"");
@@ -328,13 +337,13 @@ std::string DrawHeatMap(const Grid& grid) {
 }
 
 std::string DrawFineMap(const Grid& grid) {
+  const double cell = FineCell(grid);
   Svg svg(FineWidth(grid), FineHeight(grid), grid.y_title + " by " + grid.x_title);
   for (size_t i = 0; i < grid.values.size(); ++i) {
     if (!(grid.values[i] >= 0)) continue;
     const size_t r = i / grid.columns.size(), c = i % grid.columns.size();
-    svg.Rect(kFineLeft + kFineCell * static_cast<double>(c),
-             kFineTop + kFineCell * static_cast<double>(r), kFineCell - 1, kFineCell - 1,
-             ShadeOf(grid.values[i]).fill,
+    svg.Rect(kFineLeft + cell * static_cast<double>(c), kFineTop + cell * static_cast<double>(r),
+             cell - 1, cell - 1, ShadeOf(grid.values[i]).fill,
              fmt::format("layer {}, head {}: {}", grid.rows[r], grid.columns[c],
                          Shown(Quantity::kShare, grid.values[i])));
   }
@@ -343,6 +352,7 @@ std::string DrawFineMap(const Grid& grid) {
 }
 
 std::string DrawClassMap(const Grid& grid, const std::vector<std::string>& classes) {
+  const double cell = FineCell(grid);
   // Sky, blue, vermilion: apart in lightness as well.
   constexpr const char* kClassColours[] = {"#9ad0f0", "#0072b2", "#d55e00"};
   constexpr double kLegendRow = 18;
@@ -353,9 +363,8 @@ std::string DrawClassMap(const Grid& grid, const std::vector<std::string>& class
     if (!(grid.values[i] >= 0)) continue;
     const size_t r = i / grid.columns.size(), c = i % grid.columns.size();
     const auto kind = std::min<size_t>(2, static_cast<size_t>(grid.values[i]));
-    svg.Rect(kFineLeft + kFineCell * static_cast<double>(c),
-             kFineTop + kFineCell * static_cast<double>(r), kFineCell - 1, kFineCell - 1,
-             kClassColours[kind],
+    svg.Rect(kFineLeft + cell * static_cast<double>(c), kFineTop + cell * static_cast<double>(r),
+             cell - 1, cell - 1, kClassColours[kind],
              fmt::format("layer {}, head {}: {}", grid.rows[r], grid.columns[c], classes[kind]));
   }
   AddFineLabels(svg, grid);
