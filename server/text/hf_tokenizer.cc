@@ -77,7 +77,7 @@ std::string_view HfTokenizer::AddPrefixes(std::string_view text, bool at_start,
 absl::Status HfTokenizer::EncodeNormalized(std::string_view text, bool at_start,
                                            std::vector<int32_t>* ids) const {
   if (text.empty()) return absl::OkStatus();
-  std::string buffer;
+  std::string buffer, kept;
   text = AddPrefixes(text, at_start, &buffer);
   std::unique_lock<std::mutex> lock(pool_mutex_, std::defer_lock);
   const bool parallel = text.size() >= kParallelText_bytes && lock.try_lock();
@@ -89,7 +89,8 @@ absl::Status HfTokenizer::EncodeNormalized(std::string_view text, bool at_start,
     }
     ends.push_back(static_cast<uint32_t>(text.size()));
   } else if (spec_.pretokenizer.n_steps() > 0 || bpe_.byte_symbols()) {
-    LH_RETURN_IF_ERROR(spec_.pretokenizer.Split(text, &ends, pool));
+    LH_RETURN_IF_ERROR(spec_.pretokenizer.Split(text, &ends, pool, &kept));
+    if (spec_.pretokenizer.removes()) text = kept;
   } else {
     bpe_.CutWhereNoTokenSpans(text, &ends);
   }

@@ -99,7 +99,10 @@ absl::Status Unsupported(const JsonFields& fields, std::string_view key, std::st
   return absl::UnimplementedError(std::string(fields.Error(key, what).message()));
 }
 
-std::optional<SplitBehavior> BehaviorOf(std::string_view name) {
+std::optional<SplitBehavior> BehaviorOf(std::string_view name, bool invert) {
+  if (name == "Removed") {
+    return invert ? SplitBehavior::kOthersRemoved : SplitBehavior::kRemoved;
+  }
   if (name == "Isolated") return SplitBehavior::kIsolated;
   if (name == "MergedWithPrevious") return SplitBehavior::kMergedWithPrevious;
   if (name == "MergedWithNext") return SplitBehavior::kMergedWithNext;
@@ -172,14 +175,26 @@ absl::Status Reader::ReadNormalizerStep(const JsonFields& fields) {
     LH_ASSIGN_OR_RETURN(const json* pattern, fields.Object("pattern"));
     LH_ASSIGN_OR_RETURN(const std::optional<std::string> to, fields.String("content"));
     if (pattern == nullptr || !to) return fields.Error("", "Replace needs pattern and content");
-    LH_ASSIGN_OR_RETURN(const std::optional<std::string> from,
-                        fields.Child("pattern", pattern).String("String"));
-    if (!from) return Unsupported(fields, "pattern", "only a String pattern is supported");
-    // The text may grow by the factor that offsets leave room for.
-    if (from->empty() || to->size() > 3 * from->size()) {
-      return Unsupported(fields, "content", "must be at most three times as long as the pattern");
+    const JsonFields inner = fields.Child("pattern", pattern);
+    LH_ASSIGN_OR_RETURN(const std::optional<std::string> from, inner.String("String"));
+    LH_ASSIGN_OR_RETURN(const std::optional<std::string> regex, inner.String("Regex"));
+    if (!from && !regex) return inner.Error("", "needs Regex or String");
+    NormalizerStep step{.kind = NormalizerStep::kReplace, .from = from.value_or(""), .to = *to};
+    if (!from) {
+      absl::StatusOr<std::unique_ptr<RegexSplitter>> compiled = RegexSplitter::Compile(*regex);
+      if (!compiled.ok()) {
+        return Unsupported(inner, "Regex", std::string(compiled.status().message()));
+      }
+      step.pattern = *std::move(compiled);
     }
-    spec_.normalizer.push_back({.kind = NormalizerStep::kReplace, .from = *from, .to = *to});
+    const size_t n_from = from ? from->size() : step.pattern->MinMatch_bytes();
+    if (n_from == 0) return Unsupported(fields, "pattern", "may match an empty text");
+    // The text may grow by the factor that offsets leave room for.
+    if (to->size() > 3 * n_from) {
+      return Unsupported(fields, "content",
+                         "must be at most three times as long as what the pattern matches");
+    }
+    spec_.normalizer.push_back(std::move(step));
     return absl::OkStatus();
   }
   return Unsupported(
@@ -233,11 +248,12 @@ absl::Status Reader::ReadSplit(const JsonFields& fields) {
   LH_ASSIGN_OR_RETURN(const std::optional<std::string> behavior, fields.String("behavior"));
   if (!regex && !literal) return inner.Error("", "needs Regex or String");
   LH_ASSIGN_OR_RETURN(const std::optional<bool> invert, fields.Bool("invert"));
-  const std::optional<SplitBehavior> known = BehaviorOf(behavior.value_or(""));
+  const std::optional<SplitBehavior> known =
+      BehaviorOf(behavior.value_or(""), invert.value_or(false));
   if (!known) {
     return Unsupported(fields, "behavior",
                        fmt::format("\"{}\" is not supported; supported are Isolated, Contiguous, "
-                                   "MergedWithPrevious and MergedWithNext",
+                                   "MergedWithPrevious, MergedWithNext and Removed",
                                    behavior.value_or("")));
   }
   const bool is_merged =

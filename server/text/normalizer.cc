@@ -30,9 +30,10 @@ size_t MaxResult_bytes(const NormalizerStep& step, size_t n_bytes) {
   switch (step.kind) {
     case NormalizerStep::kPrepend:
       return n_bytes + step.to.size();
-    case NormalizerStep::kReplace:
-      return std::max(n_bytes,
-                      (n_bytes + step.from.size() - 1) / step.from.size() * step.to.size());
+    case NormalizerStep::kReplace: {
+      const size_t n_from = step.pattern ? step.pattern->MinMatch_bytes() : step.from.size();
+      return std::max(n_bytes, (n_bytes + n_from - 1) / n_from * step.to.size());
+    }
     case NormalizerStep::kLowercase:
       return n_bytes + n_bytes / 2;
     default:
@@ -77,7 +78,11 @@ absl::StatusOr<std::string_view> Normalize(const std::vector<NormalizerStep>& st
         result.append(step.to).append(text);
         break;
       case NormalizerStep::kReplace:
-        ReplaceAll(text, step.from, step.to, &result);
+        if (step.pattern != nullptr) {
+          LH_RETURN_IF_ERROR(step.pattern->Replace(text, step.to, &result));
+        } else {
+          ReplaceAll(text, step.from, step.to, &result);
+        }
         break;
       case NormalizerStep::kLowercase:
         result = ToLower(text);

@@ -2,11 +2,13 @@
 // loading; any thread.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "kernels/base/status.h"
+#include "server/text/regex_splitter.h"
 #include "server/text/unicode.h"
 
 namespace longhaul {
@@ -14,10 +16,11 @@ namespace longhaul {
 // One step of "normalizer".
 struct NormalizerStep {
   enum Kind : uint8_t { kForm, kPrepend, kReplace, kLowercase, kStrip } kind;
-  NormalForm form = NormalForm::kNfc;  // kForm
-  std::string from = "";               // kReplace
-  std::string to = "";                 // kReplace; the prefix of kPrepend
-  bool strip_left = false;             // kStrip
+  NormalForm form = NormalForm::kNfc;                      // kForm
+  std::string from = "";                                   // kReplace without a pattern
+  std::shared_ptr<const RegexSplitter> pattern = nullptr;  // kReplace of its matches
+  std::string to = "";                                     // kReplace; the prefix of kPrepend
+  bool strip_left = false;                                 // kStrip
   bool strip_right = false;
 };
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/base/check.h"
+
 namespace longhaul {
 namespace {
 
@@ -187,10 +189,16 @@ void PreTokenizer::RunMatcher(const Step& step, std::string_view text, ThreadPoo
   }
 }
 
+bool PreTokenizer::removes() const {
+  return std::any_of(steps_.begin(), steps_.end(), [](const Step& step) {
+    return step.regex != nullptr && step.regex->removes();
+  });
+}
+
 absl::Status PreTokenizer::RunStep(const Step& step, std::string_view text,
                                    const std::vector<uint32_t>& pieces, ThreadPool* pool,
-                                   std::vector<uint32_t>* ends) const {
-  if (step.matcher == Matcher::kRegex) return step.regex->Split(text, pieces, ends);
+                                   std::vector<uint32_t>* ends, std::string* kept) const {
+  if (step.matcher == Matcher::kRegex) return step.regex->Split(text, pieces, ends, kept);
   if (pieces.size() == 1) {
     RunMatcher(step, text, pool, ends);
     return absl::OkStatus();
@@ -206,13 +214,20 @@ absl::Status PreTokenizer::RunStep(const Step& step, std::string_view text,
 }
 
 absl::Status PreTokenizer::Split(std::string_view text, std::vector<uint32_t>* ends,
-                                 ThreadPool* pool) const {
+                                 ThreadPool* pool, std::string* kept) const {
+  LH_CHECK(kept != nullptr || !removes());
   if (text.empty()) return absl::OkStatus();
   std::vector<uint32_t> pieces = {static_cast<uint32_t>(text.size())};
   for (const Step& step : steps_) {
     std::vector<uint32_t> finer;
-    LH_RETURN_IF_ERROR(RunStep(step, text, pieces, pool, &finer));
+    std::string rest;
+    LH_RETURN_IF_ERROR(RunStep(step, text, pieces, pool, &finer, &rest));
     pieces = std::move(finer);
+    if (step.regex != nullptr && step.regex->removes()) {
+      *kept = std::move(rest);
+      text = *kept;
+      if (text.empty()) return absl::OkStatus();
+    }
   }
   if (ends->empty()) {
     *ends = std::move(pieces);

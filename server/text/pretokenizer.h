@@ -36,9 +36,13 @@ class PreTokenizer {
   // Cuts `text` (valid UTF-8, below 2 GiB) and appends the end offset of every piece to `ends`; no
   // piece is empty. Without steps the text is one piece. Fails only when a pattern from the file
   // exceeds PCRE2's match limit. With a pool, a hand-written matcher
-  // that is the first step runs on all its threads; the ends are the same.
-  absl::Status Split(std::string_view text, std::vector<uint32_t>* ends,
-                     ThreadPool* pool = nullptr) const;
+  // that is the first step runs on all its threads; the ends are the same. Where removes(), `ends`
+  // are offsets in `kept`, which gets what the steps leave of the text.
+  absl::Status Split(std::string_view text, std::vector<uint32_t>* ends, ThreadPool* pool = nullptr,
+                     std::string* kept = nullptr) const;
+
+  // True when a step removes parts of the text.
+  bool removes() const;
 
   size_t n_steps() const { return steps_.size(); }
 
@@ -50,7 +54,7 @@ class PreTokenizer {
   };
 
   absl::Status RunStep(const Step& step, std::string_view text, const std::vector<uint32_t>& pieces,
-                       ThreadPool* pool, std::vector<uint32_t>* ends) const;
+                       ThreadPool* pool, std::vector<uint32_t>* ends, std::string* kept) const;
   void RunMatcher(const Step& step, std::string_view text, ThreadPool* pool,
                   std::vector<uint32_t>* ends) const;
   // End of the match of a hand-written matcher at `at`.

@@ -4,6 +4,8 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <algorithm>
+
 namespace longhaul {
 namespace {
 
@@ -17,8 +19,8 @@ std::string ErrorText(int code) {
 }
 
 // A backslash and `c` outside and inside a class, where PCRE2 and Oniguruma differ: PCRE2 counts
-// U+180E as space and no combining mark as word, and \h is a hexadecimal digit to Oniguruma. Empty:
-// the same in both.
+// U+180E as space and no combining mark as word; to Oniguruma \h is a hexadecimal digit, and \w
+// takes the superscripts and fractions of Latin-1, but not in a class. Empty: the same in both.
 std::string_view Translated(char c, bool in_class) {
   switch (c) {
     case 's':
@@ -27,9 +29,9 @@ std::string_view Translated(char c, bool in_class) {
       return in_class ? "" : R"([^\t-\r\u0085\p{Z}])";
     case 'w':
       return in_class ? R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})"
-                      : R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}])";
+                      : R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u00B2\u00B3\u00B9\u00BC-\u00BE])";
     case 'W':
-      return in_class ? "" : R"([^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}])";
+      return in_class ? "" : R"([^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u00B2\u00B3\u00B9\u00BC-\u00BE])";
     case 'h':
       return in_class ? "0-9a-fA-F" : "[0-9a-fA-F]";
     case 'H':
@@ -100,6 +102,9 @@ void AppendMatch(SplitBehavior behavior, uint32_t done, uint32_t match_begin, ui
         ends->pop_back();  // one piece with the match before
       }
       break;
+    case SplitBehavior::kRemoved:
+    case SplitBehavior::kOthersRemoved:
+      break;  // RegexSplitter::Split copies what is left
   }
 }
 
@@ -140,45 +145,102 @@ absl::StatusOr<std::unique_ptr<RegexSplitter>> RegexSplitter::Compile(const std:
   return std::unique_ptr<RegexSplitter>(new RegexSplitter(pattern, behavior, std::move(code)));
 }
 
-absl::Status RegexSplitter::Split(std::string_view text, const std::vector<uint32_t>& pieces,
-                                  std::vector<uint32_t>* ends) const {
-  const MatchData match(pcre2_match_data_create_from_pattern(code_->pattern.get(), nullptr));
-  const MatchContext context(pcre2_match_context_create(nullptr));
-  const JitStack stack(pcre2_jit_stack_create(32 << 10, kJitStack_bytes, nullptr));
-  if (match == nullptr || context == nullptr || stack == nullptr) {
-    return absl::ResourceExhaustedError("no memory for the pre-tokenizer's pattern matcher");
+struct RegexSplitter::Memory {
+  explicit Memory(const Code& code)
+      : match(pcre2_match_data_create_from_pattern(code.pattern.get(), nullptr)),
+        context(pcre2_match_context_create(nullptr)),
+        stack(pcre2_jit_stack_create(32 << 10, kJitStack_bytes, nullptr)) {
+    if (context != nullptr) pcre2_jit_stack_assign(context.get(), nullptr, stack.get());
   }
-  pcre2_jit_stack_assign(context.get(), nullptr, stack.get());
-  const PCRE2_SIZE* range = pcre2_get_ovector_pointer(match.get());
+
+  absl::Status status() const {
+    if (match != nullptr && context != nullptr && stack != nullptr) return absl::OkStatus();
+    return absl::ResourceExhaustedError("no memory for the matcher of the tokenizer's pattern");
+  }
+
+  MatchData match;
+  MatchContext context;
+  JitStack stack;
+};
+
+template <typename OnMatch>
+absl::Status RegexSplitter::ForEachMatch(std::string_view piece, const Memory& memory,
+                                         OnMatch on_match) const {
+  const PCRE2_SIZE* range = pcre2_get_ovector_pointer(memory.match.get());
+  for (size_t done = 0; done < piece.size(); done = range[1]) {
+    const int rc = pcre2_match(code_->pattern.get(), reinterpret_cast<PCRE2_SPTR>(piece.data()),
+                               piece.size(), done, PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY,
+                               memory.match.get(), memory.context.get());
+    if (rc == PCRE2_ERROR_NOMATCH) break;
+    if (rc < 0) {
+      return absl::InvalidArgumentError(fmt::format(
+          "the tokenizer's pattern {} fails on this text: {}", pattern_, ErrorText(rc)));
+    }
+    // \K can make a match begin before the search position or behind its end.
+    if (range[0] < done || range[1] <= range[0]) {
+      return absl::InvalidArgumentError(
+          fmt::format("the tokenizer's pattern {} matches backwards", pattern_));
+    }
+    on_match(range[0], range[1]);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RegexSplitter::Split(std::string_view text, const std::vector<uint32_t>& pieces,
+                                  std::vector<uint32_t>* ends, std::string* kept) const {
+  const Memory memory(*code_);
+  LH_RETURN_IF_ERROR(memory.status());
   uint32_t piece_begin = 0;
   for (const uint32_t piece_end : pieces) {
     const std::string_view piece = text.substr(piece_begin, piece_end - piece_begin);
-    size_t done = 0;  // everything before it is in `ends`
-    while (done < piece.size()) {
-      const int rc = pcre2_match(code_->pattern.get(), reinterpret_cast<PCRE2_SPTR>(piece.data()),
-                                 piece.size(), done, PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY,
-                                 match.get(), context.get());
-      if (rc == PCRE2_ERROR_NOMATCH) break;
-      if (rc < 0) {
-        return absl::InvalidArgumentError(fmt::format(
-            "the tokenizer's pattern {} fails on this text: {}", pattern_, ErrorText(rc)));
+    size_t done = 0;  // everything before it is dealt with
+    const auto keep = [&](size_t begin, size_t end) {
+      if (begin == end) return;
+      kept->append(piece.substr(begin, end - begin));
+      ends->push_back(static_cast<uint32_t>(kept->size()));
+    };
+    const auto on_match = [&](size_t begin, size_t end) {
+      if (behavior_ == SplitBehavior::kRemoved) {
+        keep(done, begin);
+      } else if (behavior_ == SplitBehavior::kOthersRemoved) {
+        keep(begin, end);
+      } else {
+        AppendMatch(behavior_, piece_begin + static_cast<uint32_t>(done),
+                    piece_begin + static_cast<uint32_t>(begin), piece_begin, ends);
+        if (behavior_ != SplitBehavior::kMergedWithNext) {
+          ends->push_back(piece_begin + static_cast<uint32_t>(end));
+        }
       }
-      // \K can make a match begin before the search position or behind its end.
-      if (range[0] < done || range[1] <= range[0]) {
-        return absl::InvalidArgumentError(
-            fmt::format("the tokenizer's pattern {} matches backwards", pattern_));
-      }
-      AppendMatch(behavior_, piece_begin + static_cast<uint32_t>(done),
-                  piece_begin + static_cast<uint32_t>(range[0]), piece_begin, ends);
-      done = range[1];
-      if (behavior_ != SplitBehavior::kMergedWithNext) {
-        ends->push_back(piece_begin + static_cast<uint32_t>(done));
-      }
-    }
-    if (ends->empty() || ends->back() != piece_end) ends->push_back(piece_end);
+      done = end;
+    };
+    LH_RETURN_IF_ERROR(ForEachMatch(piece, memory, on_match));
+    if (behavior_ == SplitBehavior::kRemoved) keep(done, piece.size());
+    if (!removes() && (ends->empty() || ends->back() != piece_end)) ends->push_back(piece_end);
     piece_begin = piece_end;
   }
   return absl::OkStatus();
+}
+
+absl::Status RegexSplitter::Replace(std::string_view text, std::string_view replacement,
+                                    std::string* out) const {
+  const Memory memory(*code_);
+  LH_RETURN_IF_ERROR(memory.status());
+  size_t done = 0;
+  const auto on_match = [&](size_t begin, size_t end) {
+    out->append(text.substr(done, begin - done)).append(replacement);
+    done = end;
+  };
+  LH_RETURN_IF_ERROR(ForEachMatch(text, memory, on_match));
+  out->append(text.substr(done));
+  return absl::OkStatus();
+}
+
+size_t RegexSplitter::MinMatch_bytes() const {
+  uint32_t may_be_empty = 1, n_characters = 0;
+  pcre2_pattern_info(code_->pattern.get(), PCRE2_INFO_MATCHEMPTY, &may_be_empty);
+  pcre2_pattern_info(code_->pattern.get(), PCRE2_INFO_MINLENGTH, &n_characters);
+  // The library gives up on some patterns and says 0 of them.
+  return may_be_empty != 0 ? 0 : std::max<uint32_t>(1, n_characters);
 }
 
 }  // namespace longhaul

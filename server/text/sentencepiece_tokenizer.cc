@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "absl/container/flat_hash_set.h"
+
 #include "server/text/detokenizer.h"
 
 namespace longhaul {
@@ -75,6 +77,7 @@ absl::Status SentencePieceTokenizer::ReadPieces(const std::string& path,
         fmt::format("{}: {} pieces, from 1 to {} are accepted", path, n_pieces, kMaxVocab));
   }
   std::vector<AddedToken> added;
+  absl::flat_hash_set<int32_t> added_ids;
   can_cut_ = true;
   token_bytes_.resize(n_pieces);
   for (int32_t id = 0; id < n_pieces; ++id) {
@@ -86,6 +89,7 @@ absl::Status SentencePieceTokenizer::ReadPieces(const std::string& path,
       token.id = id;
       token.special = token.control = true;
       added.push_back(std::move(token));
+      added_ids.insert(id);
     } else {
       token_bytes_[id] = PieceBytes(piece, kind);
       if (SpansWordBorder(piece)) can_cut_ = false;
@@ -99,8 +103,7 @@ absl::Status SentencePieceTokenizer::ReadPieces(const std::string& path,
                       "\"{}\"",
                       token.id, token.content, path, model_->Piece(token.id)));
     }
-    const auto same = [&](const AddedToken& other) { return other.id == token.id; };
-    if (std::any_of(added.begin(), added.end(), same)) continue;
+    if (!added_ids.insert(token.id).second) continue;
     added.push_back(token);
     added.back().control = token.special || token.content.starts_with("<|");
     if (token.id >= n_pieces) {

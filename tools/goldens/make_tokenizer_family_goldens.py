@@ -152,6 +152,11 @@ def make_byte_level():
     byte_level("single_word", splits(QWEN2), added=[AddedToken("word", single_word=True, normalized=False)])
     for behavior in ["merged_with_previous", "merged_with_next", "contiguous"]:
         byte_level("split_" + behavior, splits(r"\s|\p{P}", behavior=behavior))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    byte_level("split_removed", splits(r"\s+", behavior="removed", digits=digits))
+    byte_level("split_removed_inverted", pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(r"\w+|[^\w\s]+"), "removed", invert=True), pre_tokenizers.Split(Regex("[aeiou]"), "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]))
+    byte_level("replace_regex", splits(QWEN2), normalizers.Sequence([normalizers.Replace(Regex(r"\s{2,}|\t"), " "), normalizers.Replace(Regex("[‘’‚]"), "\\1'")]))
     byte_level("nfkc_lowercase", splits(QWEN2), normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]))
     byte_level("nfd_strip", splits(QWEN2), normalizers.Sequence([normalizers.NFD(), normalizers.Strip()]))
     byte_level("nfkd_replace", splits(QWEN2), normalizers.Sequence([normalizers.NFKD(), normalizers.Replace("``", "\"")]))

@@ -88,6 +88,9 @@ TEST(PreTokenizerTest, PatternsMeanWhatOnigurumaReads) {
   EXPECT_EQ(split("\\s+", "a\u180e\u0085b"), (Ends{4, 6, 7}));
   EXPECT_EQ(split("[^\\s]+", "a\u180e b"), (Ends{4, 5, 6}));
   EXPECT_EQ(split("\\w+", "a\u0301b_c-d"), (Ends{6, 7, 8}));
+  EXPECT_EQ(split("\\w+", "-\u00B2a\u2074"), (Ends{1, 4, 7}));
+  EXPECT_EQ(split("[\\w]+", "-\u00B2a"), (Ends{3, 4}));
+  EXPECT_EQ(split("\\W+", "a\u00BC-"), (Ends{3, 4}));
   EXPECT_EQ(split("\\h+", "xaf9g"), (Ends{1, 4, 5}));
   EXPECT_EQ(split("[]a]+", "x]a"), (Ends{1, 3}));
 }
@@ -106,6 +109,25 @@ TEST(PreTokenizerTest, BehaviorsOfAMatch) {
   EXPECT_EQ(split(SplitBehavior::kMergedWithPrevious, "-a-"), (Ends{1, 3}));
   EXPECT_EQ(split(SplitBehavior::kMergedWithNext, "-a-"), (Ends{2, 3}));
   EXPECT_EQ(split(SplitBehavior::kContiguous, "--"), Ends{2});
+}
+
+TEST(PreTokenizerTest, RemovedPartsAreNotSeenByLaterSteps) {
+  const auto split = [](SplitBehavior behavior, std::string_view text) {
+    PreTokenizer pretokenizer;
+    EXPECT_TRUE(pretokenizer.AddPattern("-", behavior).ok());
+    EXPECT_TRUE(pretokenizer.AddPattern("ab|--", SplitBehavior::kIsolated).ok());
+    EXPECT_TRUE(pretokenizer.removes());
+    std::vector<uint32_t> ends;
+    std::string kept;
+    EXPECT_TRUE(pretokenizer.Split(text, &ends, nullptr, &kept).ok());
+    return std::pair(kept, ends);
+  };
+  using Result = std::pair<std::string, std::vector<uint32_t>>;
+  EXPECT_EQ(split(SplitBehavior::kRemoved, "-a-b--cab-"), (Result{"abcab", {1, 2, 3, 5}}));
+  EXPECT_EQ(split(SplitBehavior::kOthersRemoved, "a-b--cab"), (Result{"---", {1, 2, 3}}));
+  EXPECT_EQ(split(SplitBehavior::kRemoved, "---"), (Result{"", {}}));
+  EXPECT_EQ(split(SplitBehavior::kOthersRemoved, "ab"), (Result{"", {}}));
+  EXPECT_EQ(split(SplitBehavior::kRemoved, ""), (Result{"", {}}));
 }
 
 TEST(PreTokenizerTest, HostilePatternsFailInsteadOfHanging) {
