@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "engine/head_budgets.h"
+#include "kernels/forwarding_backend.h"
 #include "kernels/select_keys.h"
 #include "tests/engine/tiny_model.h"
 
@@ -433,6 +434,39 @@ TEST_P(RunnerTest, RefusesWhatCannotWork) {
   const auto nowhere =
       LoadRunner("/nonexistent", testing::MakeBackend(GetParam()), config, nullptr);
   EXPECT_EQ(nowhere.status().code(), absl::StatusCode::kNotFound);
+
+  EngineConfig budgets = Config();
+  budgets.sparse.mode = SparseMode::kVerticalSlash;
+  budgets.sparse.head_budgets = std::make_shared<const HeadBudgets>(
+      ParseHeadBudgets(R"([{"0": ["vertical_and_slash", 100, 100, 1]}])").value());
+  const auto other_model = status(budgets);
+  EXPECT_EQ(other_model.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(other_model.message()), HasSubstr("the model has 2 with 4"));
+}
+
+// As a device whose selection knows no budgets.
+class NoBudgets : public ForwardingBackend {
+ public:
+  explicit NoBudgets(std::unique_ptr<Backend> to) : ForwardingBackend(*to), to_(std::move(to)) {}
+  bool has_fixed_budgets() const override { return false; }
+
+ private:
+  std::unique_ptr<Backend> to_;
+};
+
+TEST_P(RunnerTest, RefusesBudgetsWhereTheDeviceHasNone) {
+  const auto load = [&](SparseMode mode) {
+    EngineConfig config = Config();
+    config.sparse.mode = mode;
+    return LoadRunner(dir_.path(), std::make_unique<NoBudgets>(testing::MakeBackend(GetParam())),
+                      config, nullptr);
+  };
+  const auto refused = load(SparseMode::kVerticalSlash);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("vertical_slash"));
+  const auto loaded = load(SparseMode::kSample);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_FALSE((*loaded)->has_fixed_budgets());
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, RunnerTest, ::testing::Values("ref", "cpu"),
