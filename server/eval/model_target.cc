@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <system_error>
 
+#include "server/eval/question.h"
 #include "server/eval/target.h"
 #include "server/open_session.h"
 
@@ -55,6 +56,7 @@ class ModelTargetImpl final : public ModelTarget {
     LH_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, Encode(text));
     return static_cast<int64_t>(ids.size());
   }
+  absl::StatusOr<int64_t> CountEnglish() override { return CountTokens(std::string(kEnglish)); }
   absl::StatusOr<std::vector<int32_t>> Encode(const std::string& text) const override {
     return session_->tokenizer().Encode(text, /*add_bos=*/true, SpecialTokens::kText);
   }

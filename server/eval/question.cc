@@ -113,14 +113,16 @@ std::function<std::string(int64_t)> InHaystack(const Haystack* haystack, int64_t
   };
 }
 
-// The wording that models/lookup understands, too: what follows the last three tokens of the prompt
-// where they stood before.
-Draft NeedleDraft(const TaskSpec& spec, const Haystack& haystack, Random& random) {
+// models/lookup continues the last three tokens of the prompt as they were continued before.
+Draft NeedleDraft(const TaskSpec& spec, Wording wording, const Haystack& haystack, Random& random) {
+  const bool words = wording == Wording::kWords;
   const std::string key = fmt::format("{} {}", random.Pick(kAdjectives), random.Pick(kNouns));
-  const std::string code = random.Digits(9);
+  const std::string code = random.Digits(words ? 7 : 9);
+  const std::string told = fmt::format("The code of {} is {}", key, words ? "" : "#");
   Frame frame;
-  frame.planted = {{spec.depth, fmt::format("The code of {} is #{}.", key, code)}};
-  frame.after = fmt::format("\nThe code of {} is #", key);
+  frame.planted = {{spec.depth, told + code + "."}};
+  frame.after =
+      words ? fmt::format("\nWhat is the code of {}? The code of {} is", key, key) : "\n" + told;
   return {.prompt = InHaystack(&haystack, random.Below(haystack.n_sentences()), std::move(frame)),
           .expected = {code},
           .match = Match::kAll,
@@ -332,8 +334,8 @@ Draft PassageQuestionDraft(Random& random) {
   return {.prompt = std::move(prompt), .expected = {town}, .match = Match::kAll, .max_tokens = 24};
 }
 
-Draft MakeDraft(const TaskSpec& spec, const Haystack& haystack, Random& random) {
-  if (spec.suite == "needle") return NeedleDraft(spec, haystack, random);
+Draft MakeDraft(const TaskSpec& spec, Wording wording, const Haystack& haystack, Random& random) {
+  if (spec.suite == "needle") return NeedleDraft(spec, wording, haystack, random);
   if (spec.suite == "passage") return PassageDraft(haystack, random);
   if (spec.task == "variable_tracking") return VariablesDraft(haystack, random);
   if (spec.task == "common_words") return CommonWordsDraft(spec.length_tokens, random);
@@ -359,9 +361,9 @@ std::vector<std::string> TasksOf(const std::string& suite) {
 }
 
 absl::StatusOr<Question> MakeQuestion(const TaskSpec& spec, uint64_t seed, const Haystack& haystack,
-                                      const TokenCounter& count) {
+                                      const TokenCounter& count, Wording wording) {
   Random random(spec, seed);
-  Draft draft = MakeDraft(spec, haystack, random);
+  Draft draft = MakeDraft(spec, wording, haystack, random);
   auto fitted = FitLength(spec.length_tokens, count, draft.prompt);
   if (!fitted.ok()) {
     const std::string message(fitted.status().message());

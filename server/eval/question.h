@@ -34,12 +34,26 @@ struct Question {
   int64_t max_tokens = 0;  // of the answer
 };
 
+// How suite needle asks.
+enum class Wording : uint8_t {
+  kWords,  // "The code of quiet harbor is 2436065." What is the code of quiet harbor? ...
+  kCodes,  // "The code of quiet harbor is #243606557.", which models/lookup continues
+};
+
+// Plain English to tell them apart: a tokenizer that spells it out belongs to a model that knows no
+// words.
+inline constexpr std::string_view kEnglish =
+    "What was the number that someone mentioned in the text which you have just read, and how "
+    "often was it written down? Please answer in a few words, as well as you remember it.";
+inline constexpr double kEnglishWords = 34;
+inline constexpr double kMostTokensPerWord = 2.0;  // models/lookup: 2.5
+
 // Tasks of a suite of questions, in the order in which they are asked.
 std::vector<std::string> TasksOf(const std::string& suite);
 
 // As long as FitLength says. InvalidArgument names the task when the length is too short for it.
 absl::StatusOr<Question> MakeQuestion(const TaskSpec& spec, uint64_t seed, const Haystack& haystack,
-                                      const TokenCounter& count);
+                                      const TokenCounter& count, Wording wording);
 
 // 0 to 1. Capital and small letters are the same.
 double ScoreAnswer(const Question& question, std::string_view answer);

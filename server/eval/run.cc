@@ -14,7 +14,7 @@
 namespace longhaul::eval {
 namespace {
 
-constexpr int kPromptsVersion = 1;  // of the wording: results of another one are not taken over
+constexpr int kPromptsVersion = 2;  // of the wording: results of another one are not taken over
 constexpr int64_t kMaxAnswerTokens = 128;
 constexpr size_t kMaxAnswerBytes = 1024;  // that are kept
 
@@ -99,6 +99,7 @@ class Evaluation {
   load::ProgressBar bar_;
   std::vector<Policy> policies_;
   std::optional<Haystack> haystack_;
+  Wording wording_ = Wording::kWords;
   std::vector<int32_t> document_;  // tokens of all of the text, for ppl and agreement
   std::string state_;              // text of what all results depend on
   std::optional<std::pair<std::string, Question>> question_;  // of the last spec, by its name
@@ -124,6 +125,10 @@ absl::Status Evaluation::Prepare() {
     haystack_ = Haystack::BuiltIn(longest);
   } else {
     LH_ASSIGN_OR_RETURN(haystack_, Haystack::FromFile(options_.text_file));
+  }
+  LH_ASSIGN_OR_RETURN(const int64_t n_english, target_.CountEnglish());
+  if (static_cast<double>(n_english) > kMostTokensPerWord * kEnglishWords) {
+    wording_ = Wording::kCodes;
   }
   state_ =
       fmt::format("prompts {}\nseed {} samples {}\ntext {}\n{}", kPromptsVersion, options_.seed,
@@ -214,7 +219,8 @@ absl::StatusOr<Result> Evaluation::MeasureQuestion(const TaskSpec& spec, const P
     const TokenCounter count = [this](const std::string& text) {
       return target_.CountTokens(text);
     };
-    LH_ASSIGN_OR_RETURN(Question question, MakeQuestion(spec, options_.seed, *haystack_, count));
+    LH_ASSIGN_OR_RETURN(Question question,
+                        MakeQuestion(spec, options_.seed, *haystack_, count, wording_));
     question_.emplace(name, std::move(question));
   }
   const Question& question = question_->second;

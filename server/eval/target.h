@@ -54,6 +54,8 @@ class EvalTarget {
   virtual std::string PolicyState(const Policy& policy) const = 0;
   // Of a prompt of this text; a server's are estimated from a first prompt.
   virtual absl::StatusOr<int64_t> CountTokens(const std::string& text) = 0;
+  // Tokens of kEnglish (server/eval/question.h).
+  virtual absl::StatusOr<int64_t> CountEnglish() = 0;
   // Greedy.
   virtual absl::StatusOr<Reply> Ask(const std::string& prompt, const Policy& policy,
                                     int64_t max_tokens) = 0;

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "server/eval/question.h"
 #include "server/eval/target.h"
 #include "server/load/completion.h"
 #include "server/load/http_client.h"
@@ -75,6 +76,11 @@ class UrlTarget final : public EvalTarget {
   absl::Status CheckPolicy(const Policy& policy) const override;
   absl::StatusOr<int64_t> CountTokens(const std::string& text) override {
     return static_cast<int64_t>(tokens_per_byte_ * static_cast<double>(text.size())) + 1;
+  }
+  absl::StatusOr<int64_t> CountEnglish() override {
+    LH_ASSIGN_OR_RETURN(const Reply reply,
+                        Ask(std::string(kEnglish), {"default", "default", {}}, 1));
+    return reply.prompt_tokens;
   }
   absl::StatusOr<Reply> Ask(const std::string& prompt, const Policy& policy,
                             int64_t max_tokens) override;

@@ -150,7 +150,7 @@ TEST(QuestionTest, HasItsLengthAndItsAnswer) {
   for (const int64_t length : {2048, 9000}) {
     for (const TaskSpec& spec : AllSpecs(length)) {
       SCOPED_TRACE(spec.task);
-      const auto question = MakeQuestion(spec, 7, haystack, CountWords);
+      const auto question = MakeQuestion(spec, 7, haystack, CountWords, Wording::kWords);
       ASSERT_TRUE(question.ok()) << question.status();
       EXPECT_LE(*CountWords(question->prompt), length);
       EXPECT_GE(*CountWords(question->prompt), length - 60);
@@ -177,7 +177,7 @@ TEST(QuestionTest, IsTheSameForTheSameSpecAlone) {
   for (TaskSpec spec : AllSpecs(2048)) {
     SCOPED_TRACE(spec.task);
     const auto ask = [&](uint64_t seed) {
-      return MakeQuestion(spec, seed, haystack, CountWords)->prompt;
+      return MakeQuestion(spec, seed, haystack, CountWords, Wording::kWords)->prompt;
     };
     const std::string prompt = ask(7);
     EXPECT_EQ(ask(7), prompt);
@@ -190,7 +190,8 @@ TEST(QuestionTest, IsTheSameForTheSameSpecAlone) {
 TEST(QuestionTest, NeedleStandsAtItsDepthOnce) {
   const Haystack haystack = Haystack::BuiltIn(5000);
   for (const double depth : {0.0, 0.25, 0.5, 1.0}) {
-    const auto q = MakeQuestion({"needle", "needle", 4000, depth, 0}, 1, haystack, CountWords);
+    const auto q = MakeQuestion({"needle", "needle", 4000, depth, 0}, 1, haystack, CountWords,
+                                Wording::kWords);
     ASSERT_TRUE(q.ok());
     EXPECT_EQ(CountOf(q->prompt, q->expected[0]), 1);
     const double at = static_cast<double>(q->prompt.find(q->expected[0]));
@@ -198,11 +199,25 @@ TEST(QuestionTest, NeedleStandsAtItsDepthOnce) {
   }
 }
 
+TEST(QuestionTest, NeedleIsAskedInWordsOrAsACode) {
+  EXPECT_EQ(static_cast<double>(*CountWords(std::string(kEnglish))), kEnglishWords);
+  const Haystack haystack = Haystack::BuiltIn(5000);
+  const TaskSpec spec{"needle", "needle", 1000, 0.5, 0};
+  const auto words = MakeQuestion(spec, 1, haystack, CountWords, Wording::kWords);
+  EXPECT_EQ(words->expected[0].size(), 7u);
+  EXPECT_TRUE(words->prompt.ends_with(" is"));
+  const auto codes = MakeQuestion(spec, 1, haystack, CountWords, Wording::kCodes);
+  EXPECT_EQ(codes->expected[0].size(), 9u);
+  EXPECT_TRUE(codes->prompt.ends_with(" is #"));
+  EXPECT_EQ(CountOf(codes->prompt, codes->prompt.substr(codes->prompt.rfind("The code"))), 2);
+}
+
 TEST(QuestionTest, CommonWordsAreTheMostCommon) {
   const Haystack haystack = Haystack::BuiltIn(500);
   for (const char* task : {"common_words", "frequent_words"}) {
     SCOPED_TRACE(task);
-    const auto q = MakeQuestion({"ruler", task, 4096, -1, 0}, 3, haystack, CountWords);
+    const auto q =
+        MakeQuestion({"ruler", task, 4096, -1, 0}, 3, haystack, CountWords, Wording::kWords);
     ASSERT_TRUE(q.ok());
     std::map<std::string, int> counts;
     std::string word;
@@ -229,8 +244,8 @@ TEST(QuestionTest, CommonWordsAreTheMostCommon) {
 }
 
 TEST(QuestionTest, RefusesWhatIsTooShort) {
-  const auto q =
-      MakeQuestion({"ruler", "common_words", 60, -1, 0}, 1, Haystack::BuiltIn(500), CountWords);
+  const auto q = MakeQuestion({"ruler", "common_words", 60, -1, 0}, 1, Haystack::BuiltIn(500),
+                              CountWords, Wording::kWords);
   EXPECT_TRUE(absl::IsInvalidArgument(q.status()));
   EXPECT_NE(std::string(q.status().message()).find("common_words"), std::string::npos);
 }
