@@ -7,6 +7,8 @@
 #include <cmath>
 #include <iterator>
 
+#include "server/escape_xml.h"
+
 namespace longhaul::eval {
 namespace {
 
@@ -41,7 +43,7 @@ class Svg {
   Svg(double width, double height, const std::string& label) {
     Add("<svg viewBox=\"0 0 {0:.0f} {1:.0f}\" width=\"{0:.0f}\" height=\"{1:.0f}\" role=\"img\" "
         "aria-label=\"{2}\">\n",
-        width, height, Escaped(label));
+        width, height, EscapeXml(label));
   }
   std::string Take() { return out_ + "</svg>\n"; }
 
@@ -52,13 +54,13 @@ class Svg {
   void Text(double x, double y, const char* anchor, const std::string& text,
             const char* style = "") {
     Add("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\" {}>{}</text>\n", x, y, anchor, style,
-        Escaped(text));
+        EscapeXml(text));
   }
   // Bottom to top.
   void SideText(double x, double y, const std::string& text) {
     Add("<text text-anchor=\"middle\" class=\"soft\" transform=\"translate({:.1f} {:.1f}) "
         "rotate(-90)\">{}</text>\n",
-        x, y, Escaped(text));
+        x, y, EscapeXml(text));
   }
   void Line(double x1, double y1, double x2, double y2) {
     Add("<line x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\" class=\"grid\"/>\n", x1, y1,
@@ -69,7 +71,7 @@ class Svg {
     Add("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"{}\"", x, y,
         width, height, fill);
     if (note.empty()) return Add("/>\n");
-    Add("><title>{}</title></rect>\n", Escaped(note));
+    Add("><title>{}</title></rect>\n", EscapeXml(note));
   }
 
  private:
@@ -79,7 +81,7 @@ class Svg {
 // Circle, square, triangle, diamond, by the number of the series.
 void AddMark(Svg& svg, size_t series, double x, double y, const std::string& note) {
   const char* colour = kColours[series % std::size(kColours)];
-  const std::string title = note.empty() ? "" : fmt::format("<title>{}</title>", Escaped(note));
+  const std::string title = note.empty() ? "" : fmt::format("<title>{}</title>", EscapeXml(note));
   switch (series % 4) {
     case 0:
       svg.Add("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"4.5\" fill=\"{}\">{}</circle>\n", x, y,
@@ -211,32 +213,6 @@ void AddFineLabels(Svg& svg, const Grid& grid) {
 }
 
 }  // namespace
-
-std::string Escaped(const std::string& text) {
-  std::string result;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        result += "&amp;";
-        break;
-      case '<':
-        result += "&lt;";
-        break;
-      case '>':
-        result += "&gt;";
-        break;
-      case '"':
-        result += "&quot;";
-        break;
-      case '\'':
-        result += "&#39;";
-        break;
-      default:
-        result += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? ' ' : c;
-    }
-  }
-  return result;
-}
 
 std::string Shown(Quantity quantity, double value) {
   if (!std::isfinite(value)) return "–";

@@ -8,9 +8,6 @@
 
 namespace longhaul::eval {
 
-// For element content and attribute values.
-std::string Escaped(const std::string& text);
-
 enum class Scale : uint8_t { kLinear, kLog };
 enum class Quantity : uint8_t { kShare, kTokens, kSeconds, kNumber };
 

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <utility>
 
+#include "server/escape_xml.h"
 #include "server/eval/html_charts.h"
 
 namespace longhaul::eval {
@@ -79,7 +80,7 @@ class Page {
     Add("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n"
         "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n"
         "<title>Longhaul eval: {}</title>\n<style>{}</style>\n</head>\n<body>\n",
-        Escaped(report_.model), kStyle);
+        EscapeXml(report_.model), kStyle);
     Heading();
     Summary();
     DepthMaps();
@@ -104,9 +105,9 @@ class Page {
     Add("<h2>{}</h2>\n<p class=\"note\">{}</p>\n", title, note);
   }
   void Figure(const std::string& caption, const std::string& svg) {
-    Add("<figure><figcaption>{}</figcaption>\n{}</figure>\n", Escaped(caption), svg);
+    Add("<figure><figcaption>{}</figcaption>\n{}</figure>\n", EscapeXml(caption), svg);
   }
-  void Cell(const std::string& text) { Add("<td>{}</td>", Escaped(text)); }
+  void Cell(const std::string& text) { Add("<td>{}</td>", EscapeXml(text)); }
 
   std::vector<double> LengthTicks() const {
     std::vector<double> ticks;
@@ -132,9 +133,9 @@ class Page {
 };
 
 void Page::Heading() {
-  Add("<h1>Accuracy beside speed: {}</h1>\n<dl>\n", Escaped(report_.model));
+  Add("<h1>Accuracy beside speed: {}</h1>\n<dl>\n", EscapeXml(report_.model));
   const auto fact = [&](const char* name, const std::string& value) {
-    if (!value.empty()) Add("<dt>{}</dt><dd>{}</dd>\n", name, Escaped(value));
+    if (!value.empty()) Add("<dt>{}</dt><dd>{}</dd>\n", name, EscapeXml(value));
   };
   fact("measured on", report_.target);
   fact("at", report_.created);
@@ -159,7 +160,7 @@ void Page::Summary() {
     }
   }
   Add("<div class=\"wide\"><table>\n<tr><th>policy</th>");
-  for (const std::string& suite : suites) Add("<th>{}</th>", Escaped(suite));
+  for (const std::string& suite : suites) Add("<th>{}</th>", EscapeXml(suite));
   Add("<th>density</th><th>recall</th><th>1st percentile</th><th>TTFT, longest</th></tr>\n");
   for (const EvalPolicy& policy : report_.policies) {
     Add("<tr>");
@@ -228,7 +229,7 @@ void Page::DepthMaps() {
           "Right answers in percent, by the length of the prompt and how deep "
           "in it the answer was planted (0&#160;% is its start).");
   for (const std::string& name : names) {
-    Add("<h3>{}</h3>\n<div class=\"row\">\n", Escaped(name));
+    Add("<h3>{}</h3>\n<div class=\"row\">\n", EscapeXml(name));
     for (const EvalPolicy& policy : report_.policies) {
       Figure(policy.name, DrawHeatMap(DepthGrid(policy, name)));
     }
@@ -392,7 +393,7 @@ void Page::Heads() {
               "epochs of all prompts.");
     }
     begun = true;
-    Add("<h3>{}</h3>\n<div class=\"row\">\n", Escaped(policy.name));
+    Add("<h3>{}</h3>\n<div class=\"row\">\n", EscapeXml(policy.name));
     Figure("density", DrawFineMap(density));
     Figure("class", DrawClassMap(classes, kHeadClasses));
     Add("</div>\n");
@@ -415,7 +416,7 @@ void Page::AllScores() {
   if (rows.empty()) return;
   Add("<h2>All scores</h2>\n<details><summary>Tasks and lengths, depths taken together</summary>\n"
       "<div class=\"wide\"><table>\n<tr><th>task</th><th>tokens</th>");
-  for (const EvalPolicy& policy : report_.policies) Add("<th>{}</th>", Escaped(policy.name));
+  for (const EvalPolicy& policy : report_.policies) Add("<th>{}</th>", EscapeXml(policy.name));
   Add("</tr>\n");
   for (const auto& [key, row] : rows) {
     Add("<tr>");

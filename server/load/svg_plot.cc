@@ -7,6 +7,8 @@
 #include <iterator>
 #include <limits>
 
+#include "server/escape_xml.h"
+
 namespace longhaul::load {
 namespace {
 
@@ -15,30 +17,6 @@ constexpr double kLeft = 84, kRight = 884, kTop = 92, kBottom = 412;  // the plo
 constexpr const char* kInk = "#333333";
 constexpr const char* kGrid = "#e4e4e4";
 constexpr const char* kShade = "#f6e3c5";
-
-std::string Escaped(const std::string& text) {
-  std::string result;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        result += "&amp;";
-        break;
-      case '<':
-        result += "&lt;";
-        break;
-      case '>':
-        result += "&gt;";
-        break;
-      case '"':
-        result += "&quot;";
-        break;
-      default:
-        // XML allows no other control characters, in whatever form.
-        result += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
-    }
-  }
-  return result;
-}
 
 // A linear axis from 0, or a logarithmic one, onto a span of pixels.
 struct Axis {
@@ -134,7 +112,7 @@ class Drawing {
   }
   void TextAt(double x, double y, const char* anchor, const std::string& text, int size = 13) {
     Add("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\" font-size=\"{}\">{}</text>\n", x, y,
-        anchor, size, Escaped(text));
+        anchor, size, EscapeXml(text));
   }
   void Stroke(double x1, double y1, double x2, double y2, const char* colour) {
     Add("<line x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\" stroke=\"{}\"/>\n", x1, y1,
@@ -175,7 +153,7 @@ class Drawing {
   }
   void Turned(double x, const std::string& text) {
     Add("<text transform=\"translate({} {}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n", x,
-        (kTop + kBottom) / 2, Escaped(text));
+        (kTop + kBottom) / 2, EscapeXml(text));
   }
   void Level() {
     if (plot_.level <= 0) return;
@@ -196,10 +174,10 @@ class Drawing {
     }
     if (path.empty()) return;
     Add("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\"/>\n", path.substr(1),
-        Escaped(series.colour));
+        EscapeXml(series.colour));
   }
   void Dots(const Plot::Series& series) {
-    Add("<g fill=\"{}\" fill-opacity=\"0.6\">\n", Escaped(series.colour));
+    Add("<g fill=\"{}\" fill-opacity=\"0.6\">\n", EscapeXml(series.colour));
     for (const auto& [x, y] : series.points) {
       Add("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"2.2\"/>\n", x_.Map(x),
           y_.Map(std::max(y, 1e-6)));
@@ -215,13 +193,13 @@ class Drawing {
     };
     for (const Plot::Series& series : plot_.dots) {
       Add("<circle cx=\"{:.1f}\" cy=\"{}\" r=\"4\" fill=\"{}\"/>\n", x + 8, kY,
-          Escaped(series.colour));
+          EscapeXml(series.colour));
       label(series.label);
     }
     for (const Plot::Series& series : plot_.lines) {
       Add("<line x1=\"{0:.1f}\" y1=\"{1}\" x2=\"{2:.1f}\" y2=\"{1}\" stroke=\"{3}\" "
           "stroke-width=\"2\"/>\n",
-          x, kY, x + 16, Escaped(series.colour));
+          x, kY, x + 16, EscapeXml(series.colour));
       label(series.label);
     }
     if (!plot_.spans.empty()) {
