@@ -2,17 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <limits>
-
-#include "kernels/base/checked_math.h"
-#include "kernels/select_math.h"
 
 namespace longhaul {
 namespace {
-
-// Orders masses as integers; what a broken model makes (not-a-number) comes last.
-uint32_t Rank(float mass) { return mass > 0 ? std::bit_cast<uint32_t>(mass) : 0; }
 
 // The largest of a range: every rank above `rank`, and the first n_equal of those equal to it.
 class Cut {
@@ -31,18 +24,16 @@ class Cut {
 template <typename RankOf>
 Cut FindCut(int64_t begin, int64_t end, int64_t k, const RankOf& rank_of) {
   if (k <= 0) return {std::numeric_limits<uint32_t>::max(), 0};
-  constexpr int kDigitBits = 11;
-  constexpr uint64_t kDigits = 1 << kDigitBits;
   uint64_t found = 0;  // leading digits of the cut
-  for (int shift = 2 * kDigitBits; shift >= 0; shift -= kDigitBits) {
-    std::array<int64_t, kDigits> n_of_digit{};
+  for (int shift = (kRankPasses - 1) * kRankDigitBits; shift >= 0; shift -= kRankDigitBits) {
+    std::array<int64_t, kRankDigits> n_of_digit{};
     for (int64_t i = begin; i < end; ++i) {
       const uint64_t rank = rank_of(i);
-      if (rank >> (shift + kDigitBits) == found) ++n_of_digit[(rank >> shift) % kDigits];
+      if (rank >> (shift + kRankDigitBits) == found) ++n_of_digit[(rank >> shift) % kRankDigits];
     }
-    uint64_t digit = kDigits - 1;
+    uint64_t digit = kRankDigits - 1;
     while (digit > 0 && n_of_digit[digit] < k) k -= n_of_digit[digit--];
-    found = found << kDigitBits | digit;
+    found = found << kRankDigitBits | digit;
   }
   return {static_cast<uint32_t>(found), k};
 }
@@ -71,26 +62,19 @@ void SelectBudgetOfHead(const SelectBudgetArgs& args, int64_t head) {
   const float* band_mass = args.band_mass.Row<float>(head - args.head_begin);
   plan.n_stripes[head] = plan.n_bands[head] = 0;
 
-  const int64_t first_column = std::min(plan.local.sink, rows.q_end);
-  const int64_t n_columns =
-      std::clamp<int64_t>(budget.n_columns - plan.local.sink, 0, rows.q_end - first_column);
-  const int64_t bands_end = CeilDiv(rows.q_end, kBandWidth);
-  const int64_t first_band = std::min(plan.local.window / kBandWidth, bands_end);
-  const int64_t n_bands =
-      std::clamp<int64_t>(budget.n_bands - first_band, 0, bands_end - first_band);
-  if (n_columns > plan.max_stripes || n_columns == rows.q_end - first_column ||
-      n_bands == bands_end - first_band) {
+  const BudgetRange range = RangeOfBudget(rows, plan, budget);
+  if (range.dense) {
     plan.kind[head] = static_cast<int32_t>(HeadKind::kDense);
     plan.kept_pairs[head] = CausalPairs(rows);
     return;
   }
 
   int64_t kept_pairs = LocalPairs(rows, plan.local);
-  const auto rank_of_band = [&](int64_t b) { return budget.by_place ? 0 : Rank(band_mass[b]); };
-  Cut band_cut = FindCut(first_band, bands_end, n_bands, rank_of_band);
+  const auto rank_of_band = [&](int64_t b) { return budget.by_place ? 0 : MassRank(band_mass[b]); };
+  Cut band_cut = FindCut(range.first_band, range.bands_end, range.n_bands, rank_of_band);
   int32_t* bands = plan.bands + head * plan.max_bands;
   int32_t n_listed_bands = 0;
-  for (int64_t b = first_band; b < bands_end; ++b) {
+  for (int64_t b = range.first_band; b < range.bands_end; ++b) {
     if (!band_cut.Takes(rank_of_band(b))) continue;
     const int64_t pairs = BandPairs(rows, plan.local, b);
     if (pairs == 0) continue;
@@ -99,12 +83,12 @@ void SelectBudgetOfHead(const SelectBudgetArgs& args, int64_t head) {
   }
 
   const auto rank_of_key = [&](int64_t key) {
-    return budget.by_place ? 0 : Rank(column_mass[key]);
+    return budget.by_place ? 0 : MassRank(column_mass[key]);
   };
-  Cut column_cut = FindCut(first_column, rows.q_end, n_columns, rank_of_key);
+  Cut column_cut = FindCut(range.first_column, rows.q_end, range.n_columns, rank_of_key);
   int32_t* stripes = plan.stripes + head * plan.max_stripes;
   int32_t n_listed_columns = 0;
-  for (int64_t key = first_column; key < rows.q_end; ++key) {
+  for (int64_t key = range.first_column; key < rows.q_end; ++key) {
     if (!column_cut.Takes(rank_of_key(key)) || RemoteRows(rows, plan.local, key) == 0) continue;
     stripes[n_listed_columns++] = static_cast<int32_t>(key);
     kept_pairs += RowsBesideBands(rows, plan.local, key, bands, n_listed_bands);

@@ -21,6 +21,7 @@
 #include "kernels/cuda/errors.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/sample_passes.h"
+#include "kernels/cuda/select_budget.h"
 #include "kernels/cuda/select_keys.h"
 #include "kernels/cuda/token_ops.h"
 
@@ -196,6 +197,13 @@ class CudaBackend : public Backend {
     std::byte* scratch = scratch_.Ensure(
         cuda::SelectKeysScratchBytes(args.mass_sum.dim(0), args.mass_sum.dim(1)), "SelectKeys");
     CheckCuda(cuda::SelectKeys(args, scratch, stream_), "SelectKeys");
+  }
+  bool has_fixed_budgets() const override { return true; }
+  void SelectBudget(const SelectBudgetArgs& args) override {
+    CheckArgs(args);
+    std::byte* scratch = scratch_.Ensure(
+        cuda::SelectBudgetScratchBytes(args.mass_sum.dim(0), args.mass_sum.dim(1)), "SelectBudget");
+    CheckCuda(cuda::SelectBudget(args, scratch, stream_), "SelectBudget");
   }
   void AttendSparse(const AttendSparseArgs& args) override {
     CheckArgs(args, kAct);
