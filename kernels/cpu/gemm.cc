@@ -11,6 +11,7 @@
 #include "kernels/check_args.h"
 #include "kernels/cpu/convert.h"
 #include "kernels/cpu/gemm_rows.h"
+#include "kernels/cpu/gemv_int8.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/packed_weight.h"
 #include "kernels/cpu/parallel_rows.h"
@@ -200,7 +201,12 @@ void CpuGemm::Impl::RunItem(const LinearArgs& args, const PackedWeight& weight,
     return;
   }
   void* sums = scratch.sums.Get<float>(item.m * panel.n);
-  matmuls.Run(*item.matmul, x, packed, sums, thread);
+  if (panel.streamed && item.n_rows <= cpu::kMaxGemvRows) {
+    cpu::GemvInt8(static_cast<const uint8_t*>(x), item.n_rows, weight.n_in, panel.data, panel.n,
+                  static_cast<int32_t*>(sums));
+  } else {
+    matmuls.Run(*item.matmul, x, packed, sums, thread);
+  }
   StoreTile(args, weight, item, converted, sums);
 }
 

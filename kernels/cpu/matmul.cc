@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/base/check.h"
+#include "kernels/base/checked_math.h"
 
 // Of libgomp, which Debian's oneDNN runs on. Declared here since <omp.h> comes with -fopenmp, which
 // nothing of ours wants.
@@ -153,6 +154,18 @@ int64_t MatmulCache::PackedBytes(MatmulType type, int64_t n, int64_t k) {
   const memory::desc packed = Describe(shape, any, impl_->engine).weights_desc();
   impl_->layouts.emplace(shape, packed);
   return static_cast<int64_t>(packed.get_size());
+}
+
+bool MatmulCache::IsStreamed(int64_t n, int64_t k) const {
+  constexpr int64_t kBlock = 64;  // columns, and inputs, of one innermost block
+  const memory::desc& desc = impl_->layouts.at({MatmulType::kInt8, kLayoutRows, n, k});
+  if (desc.data.format_kind != dnnl_blocked || desc.data.offset0 != 0) return false;
+  const dnnl_blocking_desc_t& blocking = desc.data.format_desc.blocking;
+  return blocking.inner_nblks == 3 && blocking.inner_idxs[0] == 0 && blocking.inner_blks[0] == 16 &&
+         blocking.inner_idxs[1] == 1 && blocking.inner_blks[1] == kBlock &&
+         blocking.inner_idxs[2] == 0 && blocking.inner_blks[2] == 4 &&
+         blocking.strides[0] == kBlock * kBlock &&
+         (n <= kBlock || blocking.strides[1] == RoundUp(k, kBlock) * kBlock);
 }
 
 void MatmulCache::Pack(MatmulType type, int64_t n, int64_t k, const void* rows, void* packed,

@@ -2,9 +2,10 @@
 // it.
 //
 // oneDNN 2.6 reaches 95 % of the machine's peak in f32, bf16 and u8 x s8 alike (kernels chosen at
-// run time: AVX2, AVX-512, VNNI, AVX512-BF16, AMX), so there are no kernels of our own; it runs one
-// thread per call, and rows and columns are cut over our pool by CpuGemm. Owned by CpuGemm;
-// Run and Pack may be called from all threads of its pool at a time, the rest from its own thread.
+// run time: AVX2, AVX-512, VNNI, AVX512-BF16, AMX), so the only kernel of our own is that of few
+// rows on int8 weights (gemv_int8.h). It runs one thread per call, and rows and columns are cut
+// over our pool by CpuGemm. Owned by CpuGemm; Run and Pack may be called from all threads of its
+// pool at a time, the rest from its own thread.
 #pragma once
 
 #include <compare>
@@ -51,6 +52,8 @@ class MatmulCache {
   // Size of n output columns of k inputs in the layout of the kernels. May throw what oneDNN
   // throws, like Pack.
   int64_t PackedBytes(MatmulType type, int64_t n, int64_t k);
+  // Whether int8 panels of this shape are as GemvInt8 reads them. After PackedBytes of the same.
+  bool IsStreamed(int64_t n, int64_t k) const;
   // rows: [n, k] in the weight's type. After PackedBytes of the same.
   void Pack(MatmulType type, int64_t n, int64_t k, const void* rows, void* packed, int thread);
 

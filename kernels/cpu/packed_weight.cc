@@ -84,7 +84,8 @@ absl::StatusOr<Layout> MakeLayout(int64_t n_out, int64_t n_in, WeightFormat form
     int64_t n_elements = n_bytes;
     if (weight.type == MatmulType::kF32) n_elements /= static_cast<int64_t>(sizeof(float));
     if (weight.widen) n_bytes = n_elements * static_cast<int64_t>(ElementBytes(format));
-    weight.panels.push_back({begin, n, n_elements, nullptr});
+    const bool streamed = weight.type == MatmulType::kInt8 && matmuls.IsStreamed(n, n_in);
+    weight.panels.push_back({begin, n, n_elements, nullptr, streamed});
     layout.panel_offsets.push_back(weight.n_bytes);
     weight.n_bytes += RoundUp(n_bytes, kAlignment);
   }

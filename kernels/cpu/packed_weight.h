@@ -23,6 +23,7 @@ struct Panel {
   int64_t n = 0;
   int64_t n_elements = 0;  // as packed: n * n_in and padding; of kernels that are not f32, bytes
   const std::byte* data = nullptr;
+  bool streamed = false;  // GemvInt8 can read it
 };
 
 class PackedWeight : public LinearWeight {

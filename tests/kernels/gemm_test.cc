@@ -76,7 +76,8 @@ struct Shape {
 
 TEST_P(GemmTest, MatchesReference) {
   const Shape shapes[] = {{1, 1, 1},    {1, 3, 17},    {3, 17, 113},  {17, 113, 3},  {113, 64, 64},
-                          {1, 300, 64}, {64, 257, 80}, {2, 1000, 33}, {400, 70, 96}, {0, 5, 5}};
+                          {1, 300, 64}, {64, 257, 80}, {2, 1000, 33}, {400, 70, 96}, {0, 5, 5},
+                          {4, 130, 66}, {5, 64, 255},  {7, 65, 129},  {8, 321, 130}};
   for (const auto& [m, n, k] : shapes) {
     for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
       for (int variant = 0; variant < 4; ++variant) {
@@ -148,7 +149,7 @@ TEST_P(GemmTest, RowsDoNotDependOnTheBatch) {
   std::vector<float> x = random.Normals(kRows * kIn), all(kRows * kOut);
   backend_->Linear(
       {.x = View(x, {kRows, kIn}), .weight = prepared.get(), .y = View(all, {kRows, kOut})});
-  for (int64_t m : {1, 2, 5, 33, 100, 257}) {
+  for (int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 33, 100, 257}) {
     std::vector<float> some(m * kOut);
     backend_->Linear({.x = View(x, {kRows, kIn}).Slice(7, 7 + m),
                       .weight = prepared.get(),
