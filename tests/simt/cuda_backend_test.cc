@@ -359,7 +359,7 @@ std::vector<int32_t> Generate(std::unique_ptr<Backend> backend, const std::strin
 TEST(CudaModelTest, GivesTheTokensOfTheCpu) {
   std::vector<int32_t> expected = kAnswer;
   expected.push_back(kEndOfText);
-  for (const std::string mode : {"dense", "sample", "paper", "streaming"}) {
+  for (const std::string mode : {"dense", "sample", "paper", "streaming", "vertical_slash"}) {
     SparseReport cpu_report, cuda_report;
     const std::vector<int32_t> cpu = Generate(CreateCpuBackend(2), mode, cpu_report);
     simt::SetSeed(5);
