@@ -88,6 +88,10 @@ void ProfilingBackend::SelectKeys(const SelectKeysArgs& args) {
   Time(&OpProfile::select_s, [&] { ForwardingBackend::SelectKeys(args); });
 }
 
+void ProfilingBackend::SelectBudget(const SelectBudgetArgs& args) {
+  Time(&OpProfile::select_s, [&] { ForwardingBackend::SelectBudget(args); });
+}
+
 void ProfilingBackend::AttendSparse(const AttendSparseArgs& args) {
   Time(&OpProfile::sparse_s, [&] { ForwardingBackend::AttendSparse(args); });
   if (!is_host()) return;

@@ -16,7 +16,7 @@ struct OpProfile {
   double decode_s = 0;  // AttendDecode
   double rows_s = 0;    // SampleLse
   double mass_s = 0;    // SampleMass
-  double select_s = 0;  // SelectStreaming, SelectKeys, Audit
+  double select_s = 0;  // SelectStreaming, SelectKeys, SelectBudget, Audit
 
   double linear_flop = 0;      // 2 per weight and row
   int64_t weight_bytes = 0;    // of the matrices used, as often as they were
@@ -43,6 +43,7 @@ class ProfilingBackend : public ForwardingBackend {
   void SelectStreaming(const SelectStreamingArgs& args) override;
   void SampleMass(const SampleMassArgs& args) override;
   void SelectKeys(const SelectKeysArgs& args) override;
+  void SelectBudget(const SelectBudgetArgs& args) override;
   void AttendSparse(const AttendSparseArgs& args) override;
   void Audit(const AuditArgs& args) override;
 
