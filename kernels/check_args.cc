@@ -32,7 +32,7 @@ bool IsHeads(DType dtype, const TensorView& tensor, int64_t n_tokens, int64_t n_
 }
 
 void CheckKv(const KvView& kv) {
-  LH_CHECK(kv.dtype == DType::kF32 || kv.dtype == DType::kBF16);
+  LH_CHECK(kv.dtype == DType::kF32 || kv.dtype == DType::kBF16 || kv.dtype == DType::kF8E4M3);
   LH_CHECK(kv.n_kv_heads > 0 && kv.head_dim > 0 && kv.head_dim % 2 == 0);
   LH_CHECK(kv.pool != nullptr || kv.n_tokens == 0);
 }

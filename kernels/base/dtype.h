@@ -9,7 +9,8 @@
 
 namespace longhaul {
 
-enum class DType : uint8_t { kF32, kBF16, kF16, kI32, kU8 };
+// kF8E4M3 is of KV caches alone, whose rows have scales: kernels/base/fp8.h.
+enum class DType : uint8_t { kF32, kBF16, kF16, kF8E4M3, kI32, kU8 };
 
 // Bytes of one element.
 constexpr size_t DTypeBytes(DType dtype) {
@@ -20,6 +21,7 @@ constexpr size_t DTypeBytes(DType dtype) {
     case DType::kBF16:
     case DType::kF16:
       return 2;
+    case DType::kF8E4M3:
     case DType::kU8:
       return 1;
   }
@@ -34,6 +36,8 @@ constexpr std::string_view DTypeName(DType dtype) {
       return "bf16";
     case DType::kF16:
       return "f16";
+    case DType::kF8E4M3:
+      return "fp8_e4m3";
     case DType::kI32:
       return "i32";
     case DType::kU8:

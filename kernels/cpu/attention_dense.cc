@@ -149,11 +149,16 @@ void RunDecodeItem(const AttendDecodeArgs& args, const DecodeItem& item, float* 
       block.SelectQueries(begin);
       const int64_t page = begin / kPageTokens;
       const bool last = begin + kTileKeys >= item.end;
+      std::byte* keys = kv.Keys(page, item.kv_head);
+      std::byte* values = kv.Values(page, item.kv_head);
       cpu::DecodeTile({.q = block.q(0),
                        .n_rows = group,
                        .head_dim = kv.head_dim,
                        .dtype = kv.dtype,
-                       .keys = kv.Keys(page, item.kv_head),
+                       .keys = keys,
+                       .values = values,
+                       .key_scales = kv.RowScales(keys),
+                       .value_scales = kv.RowScales(values),
                        .n_keys = n_keys,
                        .visible = visible,
                        .next_keys = last ? nullptr : kv.Keys(page + 1, item.kv_head),

@@ -81,16 +81,23 @@ void RowBlock::SelectQueries(int64_t key) {
   }
 }
 
-void KeyTile::Pack(const KvView& kv, const void* const* keys, const void* const* values) {
-  PackKeys({.rows = keys,
+void KeyTile::PackKeyRows(const KvView& kv, const Rows& keys) {
+  PackKeys({.rows = keys.at,
             .n_keys = n_keys_,
             .head_dim = kv.head_dim,
             .dtype = kv.dtype,
+            .factors = keys.factors,
             .kt = kt_.Ensure(kTileKeys * kv.head_dim)});
-  if (values == nullptr) return;
+}
+
+void KeyTile::PackValueRows(const KvView& kv, const Rows& values) {
   float* v = v_.Ensure(kTileKeys * PaddedDim(kv.head_dim));
-  PackValues(
-      {.rows = values, .n_keys = n_keys_, .head_dim = kv.head_dim, .dtype = kv.dtype, .v = v});
+  PackValues({.rows = values.at,
+              .n_keys = n_keys_,
+              .head_dim = kv.head_dim,
+              .dtype = kv.dtype,
+              .factors = values.factors,
+              .v = v});
   values_ = v;
 }
 
@@ -99,18 +106,18 @@ void KeyTile::LoadPage(const KvView& kv, int64_t kv_head, int64_t begin, int64_t
   static_assert(kPageTokens == kTileKeys, "a tile is a page");
   first_key_ = begin;
   n_keys_ = n_keys;
-  row_bytes_ = kv.head_dim * static_cast<int64_t>(DTypeBytes(kv.dtype));
-  const std::byte* page_keys = kv.Keys(begin / kPageTokens, kv_head);
-  const std::byte* page_values = kv.Values(begin / kPageTokens, kv_head);
-  const bool in_place = kv.dtype == DType::kF32 && kv.head_dim == PaddedDim(kv.head_dim);
-  const void* keys[kTileKeys];
-  const void* values[kTileKeys];
-  for (int64_t c = 0; c < n_keys; ++c) {
-    keys[c] = page_keys + c * row_bytes_;
-    values[c] = page_values + c * row_bytes_;
+  row_bytes_ = kv.RowBytes();
+  std::byte* page_keys = kv.Keys(begin / kPageTokens, kv_head);
+  std::byte* page_values = kv.Values(begin / kPageTokens, kv_head);
+  Rows rows;
+  for (int64_t c = 0; c < n_keys; ++c) rows.Set(c, kv, page_keys, c);
+  PackKeyRows(kv, rows);
+  if (kv.dtype == DType::kF32 && kv.head_dim == PaddedDim(kv.head_dim)) {
+    values_ = reinterpret_cast<const float*>(page_values);
+  } else if (with_values) {
+    for (int64_t c = 0; c < n_keys; ++c) rows.Set(c, kv, page_values, c);
+    PackValueRows(kv, rows);
   }
-  Pack(kv, keys, with_values && !in_place ? values : nullptr);
-  if (in_place) values_ = reinterpret_cast<const float*>(page_values);
 
   n_next_ = 0;
   if (begin + kTileKeys >= kv.n_tokens) return;
@@ -125,21 +132,24 @@ void KeyTile::Gather(const KvView& kv, int64_t kv_head, const int32_t* positions
                      int64_t n_left) {
   first_key_ = positions[0];
   n_keys_ = n_keys;
-  row_bytes_ = kv.head_dim * static_cast<int64_t>(DTypeBytes(kv.dtype));
-  const void* keys[kTileKeys];
-  const void* values[kTileKeys];
-  const auto locate = [&](int32_t position, const void** key, const void** value) {
-    const int64_t page = position / kPageTokens;
-    const int64_t offset = position % kPageTokens * row_bytes_;
-    *key = kv.Keys(page, kv_head) + offset;
-    *value = kv.Values(page, kv_head) + offset;
-  };
-  for (int64_t c = 0; c < n_keys; ++c) locate(positions[c], &keys[c], &values[c]);
-  Pack(kv, keys, values);
+  row_bytes_ = kv.RowBytes();
+  Rows keys;
+  Rows values;
+  for (int64_t c = 0; c < n_keys; ++c) {
+    const int64_t page = positions[c] / kPageTokens;
+    const int64_t slot = positions[c] % kPageTokens;
+    keys.Set(c, kv, kv.Keys(page, kv_head), slot);
+    values.Set(c, kv, kv.Values(page, kv_head), slot);
+  }
+  PackKeyRows(kv, keys);
+  PackValueRows(kv, values);
 
   n_next_ = 0;
-  for (int64_t c = n_keys; c < std::min(n_left, n_keys + kTileKeys); ++c, n_next_ += 2) {
-    locate(positions[c], &next_[n_next_], &next_[n_next_ + 1]);
+  for (int64_t c = n_keys; c < std::min(n_left, n_keys + kTileKeys); ++c) {
+    const int64_t page = positions[c] / kPageTokens;
+    const int64_t offset = positions[c] % kPageTokens * row_bytes_;
+    next_[n_next_++] = kv.Keys(page, kv_head) + offset;
+    next_[n_next_++] = kv.Values(page, kv_head) + offset;
   }
 }
 

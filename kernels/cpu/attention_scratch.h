@@ -125,7 +125,19 @@ class KeyTile {
   TilePrefetch next() const { return {next_.data(), n_next_, row_bytes_}; }
 
  private:
-  void Pack(const KvView& kv, const void* const* keys, const void* const* values);
+  // Where the keys, or the values, of a tile lie.
+  struct Rows {
+    const void* at[kTileKeys];
+    float factors[kTileKeys] = {};  // of kF8E4M3, see PackKeysArgs
+
+    // Row c of the tile is row `slot` of `block`, the keys or values of a page.
+    void Set(int64_t c, const KvView& kv, std::byte* block, int64_t slot) {
+      at[c] = block + slot * kv.RowBytes();
+      if (kv.dtype == DType::kF8E4M3) factors[c] = TileFactorF8(kv.RowScales(block)[slot]);
+    }
+  };
+  void PackKeyRows(const KvView& kv, const Rows& keys);
+  void PackValueRows(const KvView& kv, const Rows& values);
 
   FloatBuffer kt_;                 // [D, 64]
   FloatBuffer v_;                  // [64, PaddedDim(D)]

@@ -166,6 +166,17 @@ HWY_INLINE Vec LoadWide(const float* p) { return hn::LoadU(F32(), p); }
 HWY_INLINE Vec LoadWide(const hwy::bfloat16_t* p) {
   return hn::PromoteTo(F32(), hn::LoadU(hn::Rebind<hwy::bfloat16_t, F32>(), p));
 }
+// Times 2^-8, see TileFactorF8.
+template <class D>
+HWY_INLINE hn::Vec<D> LoadF8(D d, const F8E4M3* p) {
+  const hn::Rebind<uint16_t, D> d16;
+  const auto bytes = hn::LoadU(hn::Rebind<uint8_t, D>(), reinterpret_cast<const uint8_t*>(p));
+  const auto bits = hn::ShiftLeft<8>(hn::PromoteTo(d16, bytes));  // sign, exponent, mantissa
+  const auto magnitude = hn::And(hn::ShiftRight<1>(bits), hn::Set(d16, 0x3f80u));
+  const auto half = hn::Or(magnitude, hn::And(bits, hn::Set(d16, 0x8000u)));
+  return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, D>(), half));
+}
+HWY_INLINE Vec LoadWide(const F8E4M3* p) { return LoadF8(F32(), p); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace longhaul::cpu

@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/fp8.h"
 
 namespace longhaul::cpu {
 
@@ -24,13 +25,18 @@ constexpr int64_t PaddedDim(int64_t head_dim) {
   return (head_dim + kPadFloats - 1) / kPadFloats * kPadFloats;
 }
 
+// Rows of fp8 are widened to the number times 2^-8: its bits, moved into an f16, which instruction
+// sets convert. So what brings a row to its value is this, of the row's scale.
+inline float TileFactorF8(uint8_t scale) { return 0x1p8f * RowFactorF8(scale); }
+
 // kt[d, c] = rows[c][d] for n_keys rows; columns [n_keys, 64) are zero.
 struct PackKeysArgs {
   const void* const* rows;  // [n_keys] pointers to [D] of dtype
   int64_t n_keys;           // in [1, 64]
   int64_t head_dim;
-  DType dtype;  // kF32 or kBF16
-  float* kt;    // [D, 64] written
+  DType dtype;           // kF32, kBF16 or kF8E4M3
+  const float* factors;  // [64] TileFactorF8 of each row, of kF8E4M3; 0 from n_keys on
+  float* kt;             // [D, 64] written
 };
 void PackKeys(const PackKeysArgs& args);
 
@@ -40,7 +46,8 @@ struct PackValuesArgs {
   int64_t n_keys;
   int64_t head_dim;
   DType dtype;
-  float* v;  // [n_keys, PaddedDim(D)] written
+  const float* factors;  // as in PackKeysArgs
+  float* v;              // [n_keys, PaddedDim(D)] written
 };
 void PackValues(const PackValuesArgs& args);
 

@@ -83,6 +83,7 @@ void WidenToF32(const void* in, DType dtype, int64_t n, float* out) {
     case DType::kF16:
       HWY_DYNAMIC_DISPATCH(WidenF16)(static_cast<const F16*>(in), n, out);
       return;
+    case DType::kF8E4M3:
     case DType::kI32:
     case DType::kU8:
       break;

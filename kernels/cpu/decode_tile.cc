@@ -1,6 +1,7 @@
 #include "kernels/cpu/decode_tile.h"
 
 #include <algorithm>
+#include <type_traits>
 
 // SSSE3 and AVX3_DL add nothing to these loops and double the compile time.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX3_DL)
@@ -150,6 +151,25 @@ HWY_INLINE void ValueRows(int64_t n_rows, const float* weights, const T* values,
 // Rows of one call: their scores stay in L1.
 inline constexpr int64_t kScoreRows = 16;
 
+// Multiplies column c of s [n, 64] by TileFactorF8(scales[c]). Scores and weights instead of keys
+// and values: D times fewer, and powers of two change no bit of the sums. Columns of keys that do
+// not exist become anything.
+HWY_INLINE void ScaleColumns(const uint8_t* scales, int64_t n, float* HWY_RESTRICT s) {
+  const F32 d;
+  const I32 di;
+  for (size_t v = 0; v < kTileVecs; ++v) {
+    const auto scale =
+        hn::PromoteTo(di, hn::LoadU(hn::Rebind<uint8_t, I32>(), scales + v * kLanes));
+    // The exponent of 2^8 * 2^(scale - 247).
+    const auto exponent = hn::Sub(scale, hn::Set(di, 247 - 8 - 127));
+    const Vec factor = hn::BitCast(d, hn::ShiftLeft<23>(exponent));
+    for (int64_t r = 0; r < n; ++r) {
+      float* at = s + r * kTileKeys + v * kLanes;
+      hn::Store(hn::Mul(hn::Load(d, at), factor), d, at);
+    }
+  }
+}
+
 template <typename T>
 HWY_INLINE void ScoreTile(const DecodeTileArgs& args, int64_t begin, int64_t n,
                           Prefetcher& prefetcher, float* HWY_RESTRICT s) {
@@ -165,6 +185,7 @@ HWY_INLINE void ScoreTile(const DecodeTileArgs& args, int64_t begin, int64_t n,
     }
     for (; r < n; ++r) ScoreBlock<1>(q + r * dim, keys + c * dim, dim, s + r * kTileKeys + c);
   }
+  if constexpr (std::is_same_v<T, F8E4M3>) ScaleColumns(args.key_scales, n, s);
   if (args.visible == kAllKeys) return;
   const Vec hidden = hn::Set(d, -std::numeric_limits<float>::infinity());
   for (int64_t r = 0; r < n; ++r) {
@@ -175,11 +196,21 @@ HWY_INLINE void ScoreTile(const DecodeTileArgs& args, int64_t begin, int64_t n,
   }
 }
 
+// Rows [begin, begin + n) of the call from their scores s.
+HWY_INLINE void SoftmaxRows(const DecodeTileArgs& args, int64_t begin, int64_t n,
+                            float* HWY_RESTRICT s) {
+  const int64_t dim = args.head_dim;
+  for (int64_t r = 0; r < n; ++r) {
+    SoftmaxRow<true>(s + r * kTileKeys, args.states.max + begin + r,
+                     args.states.sum + (begin + r) * kPadFloats, args.o + (begin + r) * dim, dim);
+  }
+}
+
 template <typename T>
 void DecodeTileOf(const DecodeTileArgs& args) {
   HWY_ALIGN float s[kScoreRows * kTileKeys];
   const int64_t dim = args.head_dim;
-  const T* values = static_cast<const T*>(args.keys) + kTileKeys * dim;
+  const T* values = static_cast<const T*>(args.values);
   Prefetcher prefetcher(args, dim * static_cast<int64_t>(sizeof(T)));
   constexpr int64_t kStep = kValueVecs * static_cast<int64_t>(kLanes);
   // Values of so many keys are asked for at a time.
@@ -188,10 +219,8 @@ void DecodeTileOf(const DecodeTileArgs& args) {
     const int64_t n = std::min(kScoreRows, args.n_rows - begin);
     float* o = args.o + begin * dim;
     ScoreTile<T>(args, begin, n, prefetcher, s);
-    for (int64_t r = 0; r < n; ++r) {
-      SoftmaxRow<true>(s + r * kTileKeys, args.states.max + begin + r,
-                       args.states.sum + (begin + r) * kPadFloats, o + r * dim, dim);
-    }
+    SoftmaxRows(args, begin, n, s);
+    if constexpr (std::is_same_v<T, F8E4M3>) ScaleColumns(args.value_scales, n, s);
     for (int64_t c = 0; c < args.n_keys; c += kValueKeys) {
       const int64_t n_keys = std::min(kValueKeys, args.n_keys - c);
       prefetcher.Advance(n_keys * dim * static_cast<int64_t>(sizeof(T)));
@@ -205,6 +234,7 @@ void DecodeTileOf(const DecodeTileArgs& args) {
 }
 
 void DecodeTile(const DecodeTileArgs& args) {
+  if (args.dtype == DType::kF8E4M3) return DecodeTileOf<F8E4M3>(args);
   if (args.dtype == DType::kF32) return DecodeTileOf<float>(args);
   DecodeTileOf<hwy::bfloat16_t>(args);
 }

@@ -18,8 +18,12 @@ struct DecodeTileArgs {
   const float* q;    // [n_rows, D] f32 scaled, packed
   int64_t n_rows;    // G
   int64_t head_dim;  // D, see DecodeTileTakes
-  DType dtype;       // kF32 or kBF16
-  const void* keys;  // [64, D]; values [64, D] follow
+  DType dtype;       // kF32, kBF16 or kF8E4M3
+  // [64, D] each, as in a page. The scales of kF8E4M3 are [64] bytes.
+  const void* keys;
+  const void* values;
+  const uint8_t* key_scales;
+  const uint8_t* value_scales;
   int64_t n_keys;    // in [1, 64]; later keys may be read, their values are not
   uint64_t visible;  // bit c: the rows see key c
   // What comes next, fetched meanwhile; null = nothing. Pages lie scattered, and a core's own

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/base/fp8.h"
 #include "kernels/check_args.h"
 #include "kernels/cpu/convert.h"
 #include "kernels/cpu/parallel_rows.h"
@@ -106,11 +107,16 @@ HWY_EXPORT(RotateHeads);
 
 namespace {
 
-void StoreKvRow(std::byte* block, DType dtype, int64_t slot, const float* x, int64_t n) {
-  if (dtype == DType::kF32) {
-    std::memcpy(reinterpret_cast<float*>(block) + slot * n, x, n * sizeof(float));
+// `block`: keys or values of a page.
+void StoreKvRow(const KvView& kv, std::byte* block, int64_t slot, const float* x) {
+  const int64_t n = kv.head_dim;
+  std::byte* row = block + slot * kv.RowBytes();
+  if (kv.dtype == DType::kF32) {
+    std::memcpy(row, x, n * sizeof(float));
+  } else if (kv.dtype == DType::kBF16) {
+    RoundToBF16(x, n, reinterpret_cast<BF16*>(row));
   } else {
-    RoundToBF16(x, n, reinterpret_cast<BF16*>(block) + slot * n);
+    kv.RowScales(block)[slot] = RoundRowF8(x, n, reinterpret_cast<F8E4M3*>(row));
   }
 }
 
@@ -139,8 +145,8 @@ void RopeKvWriteRow(const RopeKvWriteArgs& args, int64_t t) {
   const int64_t page = position / kPageTokens;
   const int64_t slot = position % kPageTokens;
   for (int64_t h = 0; h < kv.n_kv_heads; ++h) {
-    StoreKvRow(kv.Keys(page, h), kv.dtype, slot, k + h * head_dim, head_dim);
-    StoreKvRow(kv.Values(page, h), kv.dtype, slot, v + h * head_dim, head_dim);
+    StoreKvRow(kv, kv.Keys(page, h), slot, k + h * head_dim);
+    StoreKvRow(kv, kv.Values(page, h), slot, v + h * head_dim);
   }
 }
 

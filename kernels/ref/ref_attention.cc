@@ -39,11 +39,10 @@ class Row {
       : kv_(kv), kv_head_(kv_head), scores_(query.position + 1) {
     for (int64_t key = 0; key <= query.position; ++key) {
       const float* q = query.For(key);
-      const std::byte* block = kv.Keys(key / kPageTokens, kv_head);
-      const int64_t begin = key % kPageTokens * kv.head_dim;
+      std::byte* block = kv.Keys(key / kPageTokens, kv_head);
       double sum = 0;
       for (int64_t d = 0; d < kv.head_dim; ++d) {
-        sum += double{q[d]} * LoadElement(block, kv.dtype, begin + d);
+        sum += double{q[d]} * LoadKvElement(kv, block, key % kPageTokens, d);
       }
       scores_[key] = sum * scale;
     }
@@ -75,10 +74,9 @@ class Row {
     for (int64_t key = 0; key < n_keys(); ++key) {
       if (!kept(key)) continue;
       const double p = std::exp(scores_[key] - lse);
-      const std::byte* block = kv_.Values(key / kPageTokens, kv_head_);
-      const int64_t begin = key % kPageTokens * kv_.head_dim;
+      std::byte* block = kv_.Values(key / kPageTokens, kv_head_);
       for (int64_t d = 0; d < kv_.head_dim; ++d) {
-        sum[d] += p * LoadElement(block, kv_.dtype, begin + d);
+        sum[d] += p * LoadKvElement(kv_, block, key % kPageTokens, d);
       }
     }
     for (int64_t d = 0; d < kv_.head_dim; ++d) out[d] = static_cast<float>(sum[d]);

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <vector>
 
+#include "kernels/base/fp8.h"
 #include "kernels/check_args.h"
 
 namespace longhaul::ref {
@@ -18,12 +19,19 @@ float LoadElement(const void* data, DType dtype, int64_t i) {
       return ToF32(static_cast<const BF16*>(data)[i]);
     case DType::kF16:
       return ToF32(static_cast<const F16*>(data)[i]);
+    case DType::kF8E4M3:
     case DType::kI32:
     case DType::kU8:
       break;
   }
   LH_CHECK(dtype == DType::kF32);
   return 0;
+}
+
+float LoadKvElement(const KvView& kv, std::byte* block, int64_t slot, int64_t d) {
+  const int64_t at = slot * kv.head_dim + d;
+  if (kv.dtype != DType::kF8E4M3) return LoadElement(block, kv.dtype, at);
+  return ToF32(reinterpret_cast<const F8E4M3*>(block)[at]) * RowFactorF8(kv.RowScales(block)[slot]);
 }
 
 void Embed(const EmbedArgs& args) {
@@ -163,12 +171,16 @@ void Rotate(float* x, const float* cos_sin, int64_t n_pairs) {
   }
 }
 
-void StoreKvRow(std::byte* block, DType dtype, int64_t slot, const float* x, int64_t n) {
-  if (dtype == DType::kF32) {
-    std::memcpy(reinterpret_cast<float*>(block) + slot * n, x, n * sizeof(float));
+// `block`: keys or values of a page.
+void StoreKvRow(const KvView& kv, std::byte* block, int64_t slot, const float* x) {
+  const int64_t n = kv.head_dim;
+  std::byte* row = block + slot * kv.RowBytes();
+  if (kv.dtype == DType::kF32) {
+    std::memcpy(row, x, n * sizeof(float));
+  } else if (kv.dtype == DType::kBF16) {
+    for (int64_t i = 0; i < n; ++i) reinterpret_cast<BF16*>(row)[i] = ToBF16(x[i]);
   } else {
-    BF16* row = reinterpret_cast<BF16*>(block) + slot * n;
-    for (int64_t i = 0; i < n; ++i) row[i] = ToBF16(x[i]);
+    kv.RowScales(block)[slot] = RoundRowF8(x, n, reinterpret_cast<F8E4M3*>(row));
   }
 }
 
@@ -202,8 +214,8 @@ void RopeKvWrite(const RopeKvWriteArgs& args) {
     for (int64_t h = 0; h < kv.n_kv_heads; ++h) {
       float* k = args.k.Row<float>(t) + h * head_dim;
       Rotate(k, cos_sin, n_pairs);
-      StoreKvRow(kv.Keys(page, h), kv.dtype, slot, k, head_dim);
-      StoreKvRow(kv.Values(page, h), kv.dtype, slot, args.v.Row<float>(t) + h * head_dim, head_dim);
+      StoreKvRow(kv, kv.Keys(page, h), slot, k);
+      StoreKvRow(kv, kv.Values(page, h), slot, args.v.Row<float>(t) + h * head_dim);
     }
   }
 }

@@ -14,6 +14,7 @@
 #include "gtest/gtest.h"
 #include "kernels/args.h"
 #include "kernels/base/checked_math.h"
+#include "kernels/base/fp8.h"
 
 namespace longhaul::testing_attention {
 
@@ -33,7 +34,7 @@ inline std::string Name(const ProblemShape& s) {
 }
 
 // Queries, keys and values of one sequence. Everything in the pool that is not a token of the
-// sequence is NaN, so that reading it shows.
+// sequence is NaN, or in fp8 its largest number, so that reading it shows.
 class Problem {
  public:
   Problem(const ProblemShape& shape, uint32_t seed) : shape_(shape), random_(seed) {
@@ -47,16 +48,19 @@ class Problem {
     std::iota(pages_.begin(), pages_.end(), 0);
     std::shuffle(pages_.begin(), pages_.end(), random_);
     pages_.resize(n_pages);
-    pool_.assign(2 * n_pages * layout_.PageBytes() / 4, std::numeric_limits<float>::quiet_NaN());
+    const uint32_t unwritten = shape.dtype == DType::kF8E4M3 ? 0xfefefefeu : 0x7fc00000u;
+    pool_.assign(2 * n_pages * layout_.PageBytes() / 4, unwritten);
     kv_ = layout_.View(pool_.data(), pages_.data(), n_keys, /*layer=*/1);
     std::normal_distribution<float> normal;
+    std::vector<float> key(shape.head_dim), value(shape.head_dim);
     for (int64_t j = 0; j < n_keys; ++j) {
       for (int64_t h = 0; h < shape.n_kv_heads; ++h) {
-        for (int64_t d = 0; d < shape.head_dim; ++d) {
-          const int64_t at = j % kPageTokens * shape.head_dim + d;
-          Store(kv_.Keys(j / kPageTokens, h), at, normal(random_));
-          Store(kv_.Values(j / kPageTokens, h), at, normal(random_));
+        for (int d = 0; d < shape.head_dim; ++d) {
+          key[d] = normal(random_);
+          value[d] = normal(random_);
         }
+        Store(kv_.Keys(j / kPageTokens, h), j % kPageTokens, key);
+        Store(kv_.Values(j / kPageTokens, h), j % kPageTokens, value);
       }
     }
     // Rows of q are strided, as columns of a fused projection are.
@@ -77,11 +81,19 @@ class Problem {
   std::mt19937& random() { return random_; }
 
  private:
-  void Store(std::byte* to, int64_t at, float x) const {
-    if (shape_.dtype == DType::kF32) {
-      reinterpret_cast<float*>(to)[at] = x;
-    } else {
-      reinterpret_cast<BF16*>(to)[at] = ToBF16(x);
+  void Store(std::byte* block, int64_t slot, const std::vector<float>& x) const {
+    std::byte* row = block + slot * kv_.RowBytes();
+    if (shape_.dtype == DType::kF8E4M3) {
+      kv_.RowScales(block)[slot] =
+          RoundRowF8(x.data(), shape_.head_dim, reinterpret_cast<F8E4M3*>(row));
+      return;
+    }
+    for (int d = 0; d < shape_.head_dim; ++d) {
+      if (shape_.dtype == DType::kF32) {
+        reinterpret_cast<float*>(row)[d] = x[d];
+      } else {
+        reinterpret_cast<BF16*>(row)[d] = ToBF16(x[d]);
+      }
     }
   }
 
@@ -90,7 +102,7 @@ class Problem {
   KvLayout layout_;
   KvView kv_;
   std::vector<int32_t> pages_;
-  std::vector<float> pool_;
+  std::vector<uint32_t> pool_;
   std::vector<float> q_;
   int64_t q_row_ = 0;
 };

@@ -222,7 +222,7 @@ TEST(AttentionCpuThreadsTest, DenseRowsAloneShareTheirKeys) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kv, AttentionCpuInvarianceTest,
-                         ::testing::Values(DType::kF32, DType::kBF16),
+                         ::testing::Values(DType::kF32, DType::kBF16, DType::kF8E4M3),
                          [](const auto& info) { return std::string(DTypeName(info.param)); });
 
 }  // namespace

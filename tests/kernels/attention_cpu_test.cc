@@ -58,6 +58,18 @@ const ProblemShape kShapes[] = {
      .n_kv_heads = 2,
      .head_dim = 20,
      .dtype = DType::kBF16},
+    {.n_tokens = 100,
+     .q_begin = 500,
+     .n_heads = 4,
+     .n_kv_heads = 2,
+     .head_dim = 80,
+     .dtype = DType::kF8E4M3},
+    {.n_tokens = 65,
+     .q_begin = 63,
+     .n_heads = 2,
+     .n_kv_heads = 2,
+     .head_dim = 20,
+     .dtype = DType::kF8E4M3},
     {.n_tokens = 200,
      .q_begin = 300,
      .n_heads = 2,
@@ -137,8 +149,9 @@ TEST_P(AttentionCpuTest, DenseComputesOnlyMaskedHeads) {
 }
 
 TEST_P(AttentionCpuTest, DecodeMatchesReference) {
-  for (DType dtype : {DType::kF32, DType::kBF16}) {
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
     for (int head_dim : {64, 80, 128}) {
+      if (dtype == DType::kF8E4M3 && head_dim == 128) continue;  // the reference is slow
       // Sequences of 1, 64, 65, 1024 and 2500 keys: one chunk, full chunks, a tail.
       std::vector<Problem> problems;
       std::vector<KvView> kvs;

@@ -26,11 +26,10 @@ struct Geometry {
   DType dtype;
 };
 
-const Geometry kGeometries[] = {{2, 2, 64, 0, 1, DType::kF32},
-                                {4, 2, 64, 0, 113, DType::kBF16},
-                                {4, 1, 80, 200, 17, DType::kF32},
-                                {8, 1, 96, 333, 3, DType::kBF16},
-                                {4, 4, 128, 130, 70, DType::kF32}};
+const Geometry kGeometries[] = {
+    {2, 2, 64, 0, 1, DType::kF32},       {4, 2, 64, 0, 113, DType::kBF16},
+    {4, 1, 80, 200, 17, DType::kF32},    {8, 1, 96, 333, 3, DType::kBF16},
+    {2, 1, 64, 100, 41, DType::kF8E4M3}, {4, 4, 128, 130, 70, DType::kF32}};
 constexpr double kTolerance = 2e-5;
 
 class AttentionSemanticsTest : public ::testing::TestWithParam<BackendKind> {

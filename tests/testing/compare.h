@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/fp8.h"
 #include "kernels/base/tensor.h"
 
 namespace longhaul::testing {
@@ -47,7 +48,14 @@ class Random {
   uint64_t state_;
 };
 
-inline float RoundTo(DType dtype, float x) { return dtype == DType::kBF16 ? ToF32(ToBF16(x)) : x; }
+// Of kF8E4M3: as the largest number of its row.
+inline float RoundTo(DType dtype, float x) {
+  if (dtype == DType::kBF16) return ToF32(ToBF16(x));
+  if (dtype != DType::kF8E4M3) return x;
+  F8E4M3 rounded;
+  const uint8_t scale = RoundRowF8(&x, 1, &rounded);
+  return ToF32(rounded) * RowFactorF8(scale);
+}
 
 // Every element within 2 x the largest rounding error of `expected` in `dtype`, plus `floor`.
 // Not-a-number never passes; equal infinities do.

@@ -9,13 +9,14 @@
 
 #include "kernels/args.h"
 #include "kernels/base/checked_math.h"
+#include "kernels/base/fp8.h"
 #include "kernels/kv_layout.h"
 #include "tests/testing/compare.h"
 
 namespace longhaul::testing {
 
-// One sequence's pages, scattered over a pool that is larger and full of NaN elsewhere, so that a
-// read of a wrong page or past the last token shows.
+// One sequence's pages, scattered over a pool that is larger and full of NaN elsewhere (in fp8 of
+// its largest number), so that a read of a wrong page or past the last token shows.
 class PagedKv {
  public:
   PagedKv(int32_t n_kv_heads, int32_t head_dim, int64_t n_tokens, DType dtype, uint64_t seed = 1)
@@ -24,7 +25,7 @@ class PagedKv {
     const int64_t n_pages = CeilDiv(n_tokens, kPageTokens);
     const int64_t n_pool_pages = 2 * n_pages + 1;
     pool_.assign(n_pool_pages * layout_.PageBytes() / sizeof(uint32_t),
-                 0x7fc07fc0u);  // NaN, any dtype
+                 dtype == DType::kF8E4M3 ? 0xfefefefeu : 0x7fc07fc0u);
     pages_.resize(n_pool_pages);
     std::iota(pages_.begin(), pages_.end(), 0);
     Random random(seed);
@@ -46,17 +47,22 @@ class PagedKv {
   void Set(int32_t layer, int64_t token, int64_t head, const std::vector<float>& key,
            const std::vector<float>& value) {
     const KvView view = View(layer);
-    Store(view.Keys(token / kPageTokens, head), token % kPageTokens, key);
-    Store(view.Values(token / kPageTokens, head), token % kPageTokens, value);
+    Store(view, view.Keys(token / kPageTokens, head), token % kPageTokens, key);
+    Store(view, view.Values(token / kPageTokens, head), token % kPageTokens, value);
   }
 
   // [D] of one token, widened.
   std::vector<float> Key(int32_t layer, int64_t token, int64_t head) const {
-    return Load(View(layer).Keys(token / kPageTokens, head), token % kPageTokens);
+    const KvView view = View(layer);
+    return Load(view, view.Keys(token / kPageTokens, head), token % kPageTokens);
   }
   std::vector<float> Value(int32_t layer, int64_t token, int64_t head) const {
-    return Load(View(layer).Values(token / kPageTokens, head), token % kPageTokens);
+    const KvView view = View(layer);
+    return Load(view, view.Values(token / kPageTokens, head), token % kPageTokens);
   }
+
+  // Whether an element is as it was before anything was stored.
+  static bool IsUnwritten(float x) { return std::isnan(x) || x == -57344.0f; }
 
   KvView View(int32_t layer = 1) const {
     return layout_.View(const_cast<uint32_t*>(pool_.data()), pages_.data(), n_tokens_, layer);
@@ -64,21 +70,37 @@ class PagedKv {
   const std::vector<uint32_t>& pool() const { return pool_; }
 
  private:
-  void Store(std::byte* block, int64_t slot, const std::vector<float>& row) {
-    for (int64_t i = 0; i < layout_.head_dim; ++i) {
-      if (layout_.dtype == DType::kF32) {
-        reinterpret_cast<float*>(block)[slot * layout_.head_dim + i] = row[i];
+  static void Store(const KvView& kv, std::byte* block, int64_t slot,
+                    const std::vector<float>& row) {
+    std::byte* to = block + slot * kv.RowBytes();
+    if (kv.dtype == DType::kF8E4M3) {
+      kv.RowScales(block)[slot] =
+          RoundRowF8(row.data(), kv.head_dim, reinterpret_cast<F8E4M3*>(to));
+      return;
+    }
+    for (int64_t i = 0; i < kv.head_dim; ++i) {
+      if (kv.dtype == DType::kF32) {
+        reinterpret_cast<float*>(to)[i] = row[i];
       } else {
-        reinterpret_cast<BF16*>(block)[slot * layout_.head_dim + i] = ToBF16(row[i]);
+        reinterpret_cast<BF16*>(to)[i] = ToBF16(row[i]);
       }
     }
   }
-  std::vector<float> Load(const std::byte* block, int64_t slot) const {
-    std::vector<float> row(layout_.head_dim);
-    for (int64_t i = 0; i < layout_.head_dim; ++i) {
-      const int64_t at = slot * layout_.head_dim + i;
-      row[i] = layout_.dtype == DType::kF32 ? reinterpret_cast<const float*>(block)[at]
-                                            : ToF32(reinterpret_cast<const BF16*>(block)[at]);
+  static std::vector<float> Load(const KvView& kv, std::byte* block, int64_t slot) {
+    const std::byte* from = block + slot * kv.RowBytes();
+    std::vector<float> row(kv.head_dim);
+    for (int64_t i = 0; i < kv.head_dim; ++i) {
+      switch (kv.dtype) {
+        case DType::kF32:
+          row[i] = reinterpret_cast<const float*>(from)[i];
+          break;
+        case DType::kBF16:
+          row[i] = ToF32(reinterpret_cast<const BF16*>(from)[i]);
+          break;
+        default:
+          row[i] = ToF32(reinterpret_cast<const F8E4M3*>(from)[i]) *
+                   RowFactorF8(kv.RowScales(block)[slot]);
+      }
     }
     return row;
   }
