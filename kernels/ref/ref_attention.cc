@@ -37,13 +37,12 @@ class Row {
  public:
   Row(const Query& query, const KvView& kv, int64_t kv_head, double scale)
       : kv_(kv), kv_head_(kv_head), scores_(query.position + 1) {
+    std::vector<float> k(kv.head_dim);
     for (int64_t key = 0; key <= query.position; ++key) {
       const float* q = query.For(key);
-      std::byte* block = kv.Keys(key / kPageTokens, kv_head);
+      LoadKvRow(kv, kv.Keys(key / kPageTokens, kv_head), key % kPageTokens, k.data());
       double sum = 0;
-      for (int64_t d = 0; d < kv.head_dim; ++d) {
-        sum += double{q[d]} * LoadKvElement(kv, block, key % kPageTokens, d);
-      }
+      for (int64_t d = 0; d < kv.head_dim; ++d) sum += double{q[d]} * k[d];
       scores_[key] = sum * scale;
     }
   }
@@ -71,13 +70,12 @@ class Row {
   double Attend(const Kept& kept, float* out) const {
     const double lse = Lse(kept);
     std::vector<double> sum(kv_.head_dim, 0.0);
+    std::vector<float> v(kv_.head_dim);
     for (int64_t key = 0; key < n_keys(); ++key) {
       if (!kept(key)) continue;
       const double p = std::exp(scores_[key] - lse);
-      std::byte* block = kv_.Values(key / kPageTokens, kv_head_);
-      for (int64_t d = 0; d < kv_.head_dim; ++d) {
-        sum[d] += p * LoadKvElement(kv_, block, key % kPageTokens, d);
-      }
+      LoadKvRow(kv_, kv_.Values(key / kPageTokens, kv_head_), key % kPageTokens, v.data());
+      for (int64_t d = 0; d < kv_.head_dim; ++d) sum[d] += p * v[d];
     }
     for (int64_t d = 0; d < kv_.head_dim; ++d) out[d] = static_cast<float>(sum[d]);
     return lse;

@@ -3,6 +3,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/check_args.h"
+#include "kernels/draw_token.h"
 #include "kernels/host_memory.h"
 #include "kernels/ref/ref_ops.h"
 #include "kernels/select_budget.h"
@@ -79,7 +80,6 @@ class RefBackend : public Backend {
       SelectKeysOfHead(args, args.head_begin + r);
     }
   }
-  bool has_fixed_budgets() const override { return true; }
   void SelectBudget(const SelectBudgetArgs& args) override {
     CheckArgs(args);
     for (int64_t r = 0; r < args.mass_sum.dim(0); ++r) {
@@ -90,6 +90,10 @@ class RefBackend : public Backend {
   void Audit(const AuditArgs& args) override {
     CheckArgs(args);
     for (int64_t h = 0; h < args.lse_full.dim(0); ++h) AuditHead(args, h);
+  }
+  void DrawTokens(const DrawTokensArgs& args) override {
+    CheckArgs(args);
+    for (int64_t row = 0; row < args.logits.dim(0); ++row) DrawTokenOfRow(args, row);
   }
 
   void Synchronize() override {}

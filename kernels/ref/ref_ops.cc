@@ -28,10 +28,18 @@ float LoadElement(const void* data, DType dtype, int64_t i) {
   return 0;
 }
 
-float LoadKvElement(const KvView& kv, std::byte* block, int64_t slot, int64_t d) {
-  const int64_t at = slot * kv.head_dim + d;
-  if (kv.dtype != DType::kF8E4M3) return LoadElement(block, kv.dtype, at);
-  return ToF32(reinterpret_cast<const F8E4M3*>(block)[at]) * RowFactorF8(kv.RowScales(block)[slot]);
+void LoadKvRow(const KvView& kv, std::byte* block, int64_t slot, float* x) {
+  const std::byte* row = block + slot * kv.RowBytes();
+  if (kv.dtype == DType::kF32) {
+    std::memcpy(x, row, kv.RowBytes());
+  } else if (kv.dtype == DType::kBF16) {
+    for (int64_t d = 0; d < kv.head_dim; ++d) x[d] = ToF32(reinterpret_cast<const BF16*>(row)[d]);
+  } else {
+    const float factor = RowFactorF8(kv.RowScales(block)[slot]);
+    for (int64_t d = 0; d < kv.head_dim; ++d) {
+      x[d] = factor * ToF32(reinterpret_cast<const F8E4M3*>(row)[d]);
+    }
+  }
 }
 
 void Embed(const EmbedArgs& args) {

@@ -12,8 +12,8 @@ namespace longhaul::ref {
 // Element i of a tensor of dtype f32, bf16 or f16.
 float LoadElement(const void* data, DType dtype, int64_t i);
 
-// Element d of row `slot` of `block`, the keys or values of a page.
-float LoadKvElement(const KvView& kv, std::byte* block, int64_t slot, int64_t d);
+// x [D] = row `slot` of `block`, the keys or values of a page.
+void LoadKvRow(const KvView& kv, std::byte* block, int64_t slot, float* x);
 
 // A weight as numbers, row-major [n_out, n_in]: those of its format.
 struct WeightMatrix {
