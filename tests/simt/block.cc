@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <string_view>
 
@@ -16,6 +17,13 @@ struct Aborted {};  // unwinds a thread of a block that has failed
 uint8_t BytesOfCell(const void* address, int n_bytes) {
   if (n_bytes >= kGlobalCellBytes) return 3;
   return reinterpret_cast<uintptr_t>(address) % kGlobalCellBytes == 0 ? 1 : 2;
+}
+
+constexpr int kRegistersOfBlock = 65536;
+
+// What a kernel of one block per multiprocessor starts with.
+int RegistersAtLaunch(int n_threads) {
+  return std::min(kRegistersOfBlock / n_threads / 8 * 8, 248);
 }
 
 // The process is one device that runs one thread at a time.
@@ -50,7 +58,11 @@ void Block::Begin(uint32_t launch, const LaunchShape& shape, const int (&block)[
     Thread* thread = threads_.back().get();
     thread_bodies_.push_back([this, thread] { RunThread(*thread); });
   }
-  warps_.assign(n_threads / 32, Warp());
+  warps_ = std::vector<Warp>(n_threads / 32);
+  for (Warp& warp : warps_) warp.n_registers = RegistersAtLaunch(shape.n_threads);
+  transactions_.clear();
+  tensor_copies_.clear();
+  group_products_.assign((warps_.size() + 3) / 4, {});
   for (BarrierState& barrier : barriers_) barrier = BarrierState();
   clocks_.Reset(shape.n_threads / 32);
   shared_.Reset(shape.smem_bytes);
@@ -81,6 +93,7 @@ void Block::RunThread(Thread& thread) {
   if (!aborting_) {
     try {
       (*body_)();
+      CheckEnd();
     } catch (const Fault& fault) {
       fault_ =
           fmt::format("kernel {}, {}: {}", shape_.name, Where(thread.place.thread), fault.what);
@@ -91,7 +104,25 @@ void Block::RunThread(Thread& thread) {
   ++n_ended_;
 }
 
+// Called by a thread before it ends.
+void Block::CheckEnd() {
+  const Warp& warp = warps_[static_cast<size_t>(running_->place.thread / 32)];
+  if (!warp.open_products.empty() || !warp.product_groups.empty()) {
+    throw Fault{"ends while a wgmma is under way (not waited for)"};
+  }
+  if (n_ended_ + 1 < shape_.n_threads) return;
+  if (!tensor_copies_.empty()) throw Fault{"ends while a tensor copy is under way"};
+  int n_registers = 0;
+  for (const Warp& each : warps_) n_registers += 32 * each.n_registers;
+  if (n_registers > kRegistersOfBlock) {
+    throw Fault{fmt::format("the warps take {} registers, a block has {}: they would wait for ever",
+                            n_registers, kRegistersOfBlock)};
+  }
+}
+
 bool Block::Step() {
+  LandTensorCopies();
+  if (!fault_.empty()) return false;
   if (runnable_.empty()) {
     ReportStuck();
     return false;

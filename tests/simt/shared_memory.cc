@@ -26,7 +26,10 @@ void SharedMemory::Reset(int n_bytes) {
   const size_t n_cells = static_cast<size_t>(n_bytes + kCellBytes - 1) / kCellBytes;
   bytes_.assign(static_cast<size_t>(n_bytes), std::byte{0xff});
   writes_.assign(n_cells, 0);
-  copying_.assign(n_cells, false);
+  uses_.assign(n_cells, Use::kPlain);
+  n_product_reads_.assign(n_cells, 0);
+  write_fences_.assign(n_cells, 0);
+  n_fences_.assign(n_warps_ * 32, 0);
   reads_.clear();
   atomics_.clear();
 }
@@ -50,16 +53,22 @@ void SharedMemory::CheckAddress(SharedAddress at, int n_bytes, int align_bytes,
 
 void SharedMemory::Race(SharedAddress at, size_t cell, const char* action, int other_thread,
                         const char* other_action) const {
-  const std::string other =
-      other_thread < 0 ? std::string("several lanes") : fmt::format("thread {}", other_thread);
+  std::string other = fmt::format("thread {}", other_thread);
+  if (other_thread < 0) other = "several lanes";
+  if (other_thread >= static_cast<int>(n_warps_) * 32) {
+    other = "a tensor copy whose barrier this thread has not waited for";
+  }
   throw Fault{fmt::format(
       "race in shared memory: {} byte {} of the array at {}, which {} {}, with no barrier between",
       action, static_cast<int64_t>(cell) * kCellBytes - at.begin, at.begin, other, other_action)};
 }
 
-void SharedMemory::CheckNotCopying(SharedAddress at, int n_bytes, const char* action) const {
+void SharedMemory::CheckUse(SharedAddress at, int n_bytes, const char* action) const {
   for (size_t cell = FirstCell(at); cell < EndCell(at, n_bytes); ++cell) {
-    if (copying_[cell]) {
+    if (uses_[cell] == Use::kBarrier) {
+      throw Fault{fmt::format("{} the transaction barrier at {}", action, at.offset)};
+    }
+    if (uses_[cell] == Use::kCopying) {
       throw Fault{
           fmt::format("{} byte {} of the shared array at {} while the asynchronous copy of "
                       "thread {} into it is under way (not waited for)",
@@ -113,7 +122,7 @@ void SharedMemory::Remember(ByWarp& by_warp, SharedAddress at, int n_bytes, int 
 }
 
 void SharedMemory::CheckRead(SharedAddress at, int n_bytes, int thread, bool whole_warp) {
-  CheckNotCopying(at, n_bytes, "reads");
+  CheckUse(at, n_bytes, "reads");
   for (size_t cell = FirstCell(at); cell < EndCell(at, n_bytes); ++cell) {
     if (writes_[cell] == 0) {
       throw Fault{fmt::format("reads shared memory that nobody wrote: byte {} of the array at {}",
@@ -126,12 +135,22 @@ void SharedMemory::CheckRead(SharedAddress at, int n_bytes, int thread, bool who
 }
 
 void SharedMemory::CheckWrite(SharedAddress at, int n_bytes, int thread, const char* action) {
-  CheckNotCopying(at, n_bytes, action);
+  CheckUse(at, n_bytes, action);
+  for (size_t cell = FirstCell(at); cell < EndCell(at, n_bytes); ++cell) {
+    if (n_product_reads_[cell] > 0) {
+      throw Fault{fmt::format("{} shared memory at {} that a wgmma under way reads", action,
+                              static_cast<int64_t>(cell) * kCellBytes)};
+    }
+  }
   CheckAfterWrites(at, n_bytes, thread, /*whole_warp=*/false, action);
   CheckAfter(reads_, at, n_bytes, thread, action, "read");
   CheckAfter(atomics_, at, n_bytes, thread, action, "updated (atomic)");
   const uint32_t stamp = Stamp(clocks_->Now(thread / 32), thread);
-  for (size_t cell = FirstCell(at); cell < EndCell(at, n_bytes); ++cell) writes_[cell] = stamp;
+  const uint16_t fences = static_cast<uint16_t>(1 + n_fences_[static_cast<size_t>(thread)]);
+  for (size_t cell = FirstCell(at); cell < EndCell(at, n_bytes); ++cell) {
+    writes_[cell] = stamp;
+    write_fences_[cell] = fences;
+  }
 }
 
 void SharedMemory::Read(SharedAddress from, int n_bytes, int align_bytes, int thread, void* to) {
@@ -163,7 +182,7 @@ std::byte* SharedMemory::Atomic(SharedAddress at, int n_bytes, int align_bytes, 
                       static_cast<int64_t>(cell) * kCellBytes - at.begin, at.begin)};
     }
   }
-  CheckNotCopying(at, n_bytes, "updates (atomic)");
+  CheckUse(at, n_bytes, "updates (atomic)");
   CheckAfterWrites(at, n_bytes, thread, /*whole_warp=*/false, "updates (atomic)");
   CheckAfter(reads_, at, n_bytes, thread, "updates (atomic)", "read");
   Remember(atomics_, at, n_bytes, thread, /*whole_warp=*/false);
@@ -174,20 +193,83 @@ void SharedMemory::StartCopy(SharedAddress to, int thread) {
   CheckAddress(to, kRowBytes, kRowBytes, "copies asynchronously into");
   CheckWrite(to, kRowBytes, thread, "copies asynchronously into");
   for (size_t cell = FirstCell(to); cell < EndCell(to, kRowBytes); ++cell) {
-    copying_[cell] = true;
+    uses_[cell] = Use::kCopying;
   }
 }
 
 void SharedMemory::LandCopy(SharedAddress to, int thread, const void* from) {
   const uint32_t stamp = Stamp(clocks_->Now(thread / 32), thread);
   for (size_t cell = FirstCell(to); cell < EndCell(to, kRowBytes); ++cell) {
-    copying_[cell] = false;
+    uses_[cell] = Use::kPlain;
     writes_[cell] = stamp;
   }
   if (from == nullptr) {
     std::memset(bytes_.data() + to.offset, 0, kRowBytes);
   } else {
     std::memcpy(bytes_.data() + to.offset, from, kRowBytes);
+  }
+}
+
+// ---- Async proxy ----
+
+void SharedMemory::CheckFenced(SharedAddress at, int n_bytes, const char* action) const {
+  for (size_t cell = FirstCell(at); cell < EndCell(at, n_bytes); ++cell) {
+    if (writes_[cell] == 0 || write_fences_[cell] == 0) continue;
+    const int writer = ThreadOf(writes_[cell]);
+    if (write_fences_[cell] > n_fences_[static_cast<size_t>(writer)]) {
+      throw Fault{fmt::format(
+          "{} shared memory at {} by the async proxy after an ordinary store of thread {}, with no "
+          "FenceProxyAsync of that thread between",
+          action, static_cast<int64_t>(cell) * kCellBytes, writer)};
+    }
+  }
+}
+
+void SharedMemory::MakeBarrier(SharedAddress at, int thread) {
+  constexpr uint64_t kMade = 0;
+  Write(at, sizeof(kMade), sizeof(kMade), thread, &kMade);
+  for (size_t cell = FirstCell(at); cell < EndCell(at, sizeof(kMade)); ++cell) {
+    uses_[cell] = Use::kBarrier;
+  }
+}
+
+void SharedMemory::CheckBarrier(SharedAddress at, int thread, bool from_async_proxy) const {
+  CheckAfterWrites(at, sizeof(uint64_t), thread, /*whole_warp=*/false, "uses the barrier");
+  if (from_async_proxy) CheckFenced(at, sizeof(uint64_t), "uses the barrier");
+}
+
+void SharedMemory::StartTensorCopy(SharedAddress to, int n_bytes, int thread) {
+  constexpr const char* kAction = "copies a tensor into";
+  CheckAddress(to, n_bytes, 1024, kAction);
+  CheckFenced(to, n_bytes, kAction);
+  CheckWrite(to, n_bytes, thread, kAction);
+  for (size_t cell = FirstCell(to); cell < EndCell(to, n_bytes); ++cell) {
+    uses_[cell] = Use::kCopying;
+    write_fences_[cell] = 0;
+  }
+}
+
+void SharedMemory::LandTensorCopy(int64_t offset, int agent, const void* from) {
+  const SharedAddress to = {.offset = offset, .begin = 0, .end = n_bytes_};
+  LandCopy(to, agent * 32, from);
+}
+
+const std::byte* SharedMemory::BeginProductRead(int64_t offset, int warp) {
+  const SharedAddress at = {.offset = offset, .begin = 0, .end = n_bytes_};
+  CheckAddress(at, kRowBytes, kRowBytes, "reads (wgmma)");
+  CheckFenced(at, kRowBytes, "reads (wgmma)");
+  CheckRead(at, kRowBytes, warp * 32, /*whole_warp=*/true);
+  for (size_t cell = FirstCell(at); cell < EndCell(at, kRowBytes); ++cell) {
+    ++n_product_reads_[cell];
+  }
+  return bytes_.data() + offset;
+}
+
+void SharedMemory::EndProductRead(int64_t offset, int warp) {
+  const SharedAddress at = {.offset = offset, .begin = 0, .end = n_bytes_};
+  Remember(reads_, at, kRowBytes, warp * 32, /*whole_warp=*/true);
+  for (size_t cell = FirstCell(at); cell < EndCell(at, kRowBytes); ++cell) {
+    --n_product_reads_[cell];
   }
 }
 

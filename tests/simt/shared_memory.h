@@ -3,6 +3,10 @@
 // misaligned one, a read of what nobody wrote, a touch of an asynchronous copy's destination before
 // its wait, and two accesses of which one is a plain write and which nothing orders.
 //
+// The async proxy (tensor copies and wgmma, see hopper_device.h) reads and writes here as well. It
+// must come after a fence of the thread whose ordinary store it follows, and its reads last from
+// the product's issue to its end, in which nobody may write there.
+//
 // Two bytes, because bf16 is the smallest element that kernels keep there: neighbouring bytes
 // written by two threads count as one location.
 #pragma once
@@ -39,6 +43,21 @@ class SharedMemory {
   void StartCopy(SharedAddress to, int thread);
   void LandCopy(SharedAddress to, int thread, const void* from);  // from = nullptr: zeros
 
+  // ---- Async proxy ----
+  // What `thread` has written so far may be seen by it.
+  void FenceProxy(int thread) { ++n_fences_[static_cast<size_t>(thread)]; }
+  // A transaction barrier: written by one thread, out of bounds for plain accesses from then on.
+  void MakeBarrier(SharedAddress at, int thread);
+  // Throws unless `thread` knows that the barrier has been made; through the async proxy, that this
+  // was fenced as well.
+  void CheckBarrier(SharedAddress at, int thread, bool from_async_proxy) const;
+  // A tensor copy of n_bytes, and later its landing, 16 bytes at a time, by a clock agent.
+  void StartTensorCopy(SharedAddress to, int n_bytes, int thread);
+  void LandTensorCopy(int64_t offset, int agent, const void* from);  // from = nullptr: zeros
+  // 16 bytes of a matrix that a product of `warp` reads from now on.
+  const std::byte* BeginProductRead(int64_t offset, int warp);
+  void EndProductRead(int64_t offset, int warp);
+
  private:
   // Accesses of one kind to every cell, the last by each warp: clock << 6 | lane, with lane 32 for
   // several of them; 0 = none. Empty until the first access.
@@ -50,7 +69,8 @@ class SharedMemory {
   }
 
   void CheckAddress(SharedAddress at, int n_bytes, int align_bytes, const char* action) const;
-  void CheckNotCopying(SharedAddress at, int n_bytes, const char* action) const;
+  void CheckUse(SharedAddress at, int n_bytes, const char* action) const;
+  void CheckFenced(SharedAddress at, int n_bytes, const char* action) const;
   // Throws unless this access comes after the last plain write of each cell ...
   void CheckAfterWrites(SharedAddress at, int n_bytes, int thread, bool whole_warp,
                         const char* action) const;
@@ -68,7 +88,11 @@ class SharedMemory {
   size_t n_warps_ = 0;
   std::vector<std::byte> bytes_;
   std::vector<uint32_t> writes_;  // [n_cells] stamp of the last plain write
-  std::vector<bool> copying_;     // [n_cells] that write is an asynchronous copy under way
+  enum class Use : uint8_t { kPlain, kCopying, kBarrier };
+  std::vector<Use> uses_;  // [n_cells] kCopying: that write is an asynchronous copy under way
+  std::vector<uint8_t> n_product_reads_;  // [n_cells] under way
+  std::vector<uint16_t> write_fences_;    // [n_cells] 1 + fences of the writer before; 0 = async
+  std::vector<uint16_t> n_fences_;        // [n_threads]
   ByWarp reads_;
   ByWarp atomics_;
 };

@@ -3,7 +3,8 @@
 
   tools/gpu/ptxas_report.py build/cuda
 
-Exit status 1 when an attention kernel spills registers to memory.
+Exit status 1 when an attention kernel spills registers to memory, or when ptxas runs the products of
+warp groups (wgmma) of a kernel one after another.
 """
 import pathlib
 import re
@@ -13,6 +14,7 @@ import sys
 COMPILING = re.compile(r"Compiling entry function '(\S+)' for '(sm_\w+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
+SERIALIZED = re.compile(r"wgmma\.mma_async instructions are serialized due to .*? in the function")
 
 
 def read_kernels(folder):
@@ -28,6 +30,13 @@ def read_kernels(folder):
             elif kernel and spills and (match := REGISTERS.search(line)):
                 yield (source, *kernel, int(match[1]), int(spills[1]), int(spills[2]))
                 kernel = spills = None
+
+
+def read_serialized(folder):
+    """Yields (source, what ptxas says) for kernels whose wgmma it could not leave asynchronous."""
+    for path in sorted(pathlib.Path(folder).rglob("*.ptxas")):
+        for match in SERIALIZED.finditer(path.read_text(errors="replace")):
+            yield path.name.removesuffix(".o.ptxas"), match[0]
 
 
 def demangle(names):
@@ -46,11 +55,14 @@ def main():
     print(f"{'source':28} {'arch':7} {'registers':>9} {'spill st':>8} {'spill ld':>8}  kernel")
     n_bad = 0
     for (source, _, arch, registers, stores, loads), name in zip(kernels, demangle([k[1] for k in kernels])):
-        bad = stores + loads > 0 and source.startswith(("attention", "sample"))
+        bad = stores + loads > 0 and source.startswith(("attention", "sample", "hopper"))
         n_bad += bad
         print(f"{source:28} {arch:7} {registers:9} {stores:8} {loads:8}  {name}{'  <-- spills' if bad else ''}")
     print(f"{len(kernels)} kernels; {n_bad} attention kernels spill")
-    return 1 if n_bad else 0
+    serialized = list(read_serialized(sys.argv[1]))
+    for source, text in serialized:
+        print(f"{source}: {text}")
+    return 1 if n_bad or serialized else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,549 @@
+// One producer warp group brings tiles of keys and values into shared memory by tensor copies; two
+// consumer warp groups of 64 rows each multiply. The schedule is that of FlashAttention-3 (Shah et
+// al. 2024, section 3): inside a consumer the softmax of a tile runs beside the product of the
+// tile before with its values, and the two take turns at issuing products, so that one's softmax
+// also runs beside the other's products.
+//
+// 128 rows and 128 keys: with D = 128 a consumer thread holds 64 registers of scores, 64 of output
+// and 32 of weights, and two tiles of keys and of values are 128 KiB of shared memory.
+#include "kernels/cuda/hopper_attention.h"
+
+#include <algorithm>
+
+#include "kernels/base/check.h"
+#include "kernels/base/checked_math.h"
+#include "kernels/check_args.h"
+#include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/tensor_map.h"
+
+namespace longhaul::cuda {
+namespace {
+
+constexpr int kConsumers = 2;  // warp groups
+constexpr int kThreads = (1 + kConsumers) * kWarpGroupThreads;
+constexpr int kGroupRows = 64;  // of one consumer: m of wgmma
+constexpr int kBlockRows = kConsumers * kGroupRows;
+constexpr int kBlockKeys = 128;
+constexpr int kBlockPages = kBlockKeys / static_cast<int>(kPageTokens);
+constexpr int kStages = 2;
+constexpr int kProducerRegisters = 24;  // 24 + 2 * 240 <= 65536 / 128
+constexpr int kConsumerRegisters = 240;
+constexpr int kMaxSharedBytes = 227 * 1024;
+
+// Named barriers; the second of each pair is the second consumer's.
+constexpr int kQueriesReady = 1;
+constexpr int kTurn = 3;
+
+// Packed rows as in attention_dense.cu: row r of head block b is token r / pack and query head
+// b * pack + r % pack.
+struct HopperParams {
+  TensorMap pages;      // [page, K and V of each kv head, 64, D]
+  TensorMap last_page;  // the same with only the tokens of the last page that may be seen
+  Global<const BF16> q;
+  Global<BF16> out;
+  Global<float> lse;                // [T, H] natural logarithm, or null
+  Global<const uint8_t> head_mask;  // [H], or null
+  Global<const int32_t> page_ids;
+  int64_t q_stride = 0;
+  int64_t out_stride = 0;
+  int64_t lse_stride = 0;
+  int32_t q_begin = 0;
+  int32_t key_begin = 0;
+  int32_t key_end = 0;
+  int32_t window = 0;  // the largest int32 where there is none
+  int32_t n_rows = 0;  // packed
+  int32_t pack = 1;
+  int32_t group = 1;
+  int32_t n_row_tiles = 0;
+  int32_t n_head_blocks = 0;
+  int32_t section_blocks = 1;  // head blocks whose keys and values share the L2 cache
+  float scale_log2 = 0;
+};
+
+// What one block computes: rows [row_begin, row_begin + kBlockRows) of a head block, over the tiles
+// [tile_begin, tile_end) of kBlockKeys keys, that any of them sees.
+struct Work {
+  int head_block;
+  int row_begin;
+  int tile_begin;
+  int tile_end;
+};
+
+struct Visible {
+  int begin;
+  int end;
+};
+LH_DEVICE Visible VisibleKeys(const HopperParams& p, int row) {
+  const int position = p.q_begin + MinOf(row, p.n_rows - 1) / p.pack;
+  return {MaxOf(p.key_begin, position - p.window + 1), MinOf(p.key_end, position + 1)};
+}
+
+// Section after section of heads, in a section the last rows first, as they see the most keys.
+LH_DEVICE Work WorkOfBlock(const HopperParams& p) {
+  const int per_section = p.section_blocks * p.n_row_tiles;
+  const int section_begin = BlockX() / per_section * p.section_blocks;
+  const int n_blocks = MinOf(p.section_blocks, p.n_head_blocks - section_begin);
+  const int rest = BlockX() % per_section;
+  Work work;
+  work.head_block = section_begin + rest % n_blocks;
+  work.row_begin = (p.n_row_tiles - 1 - rest / n_blocks) * kBlockRows;
+  work.tile_begin = VisibleKeys(p, work.row_begin).begin / kBlockKeys;
+  const int end = VisibleKeys(p, work.row_begin + kBlockRows - 1).end;
+  work.tile_end = MaxOf((end + kBlockKeys - 1) / kBlockKeys, work.tile_begin);
+  return work;
+}
+
+// A place in the ring of tiles; the parity of its phase flips with each turn.
+struct Slot {
+  int index = 0;
+  int parity = 0;
+
+  LH_DEVICE void Advance() {
+    if (++index == kStages) {
+      index = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// Tiles of keys or of values in shared memory. A tile is [D / 64][128 keys][64] bf16, swizzled.
+template <int kHeadDim>
+class TileRing {
+ public:
+  static constexpr int kHalves = kHeadDim / kSwizzleElements;
+  static constexpr int kHalfElements = kBlockKeys * kSwizzleElements;
+  static constexpr int kElements = kHalves * kHalfElements;
+  static constexpr int kTileBytes = kElements * static_cast<int>(sizeof(BF16));
+
+  LH_DEVICE explicit TileRing(SharedArena& arena)
+      : tiles_(arena.Carve<BF16>(kStages * kElements, 1024)) {}
+  LH_DEVICE void CarveBarriers(SharedArena& arena) {
+    barriers_ = arena.Carve<TransactionBarrier>(2 * kStages, 8);
+  }
+
+  LH_DEVICE void InitBarriers() const {
+    for (int stage = 0; stage < kStages; ++stage) {
+      InitTransactions(Full(stage), 1);
+      InitTransactions(Empty(stage), kConsumers * kWarpGroupThreads / kWarpLanes);
+    }
+  }
+
+  // The columns [64 half, 64 half + 64) of the tile.
+  LH_DEVICE Shared<BF16> Half(Slot slot, int half) const {
+    return tiles_ + (slot.index * kElements + half * kHalfElements);
+  }
+
+  // By one thread: fills the slot as soon as its last tile has been released. `kv` is 2 times the
+  // kv head, plus 1 for its values; pages[i] is -1 behind the last page, which gives zeros.
+  LH_DEVICE void Fill(const HopperParams& p, Slot slot, int kv, const int (&pages)[kBlockPages],
+                      const bool (&is_last)[kBlockPages]) const {
+    WaitTransactions(Empty(slot.index), slot.parity ^ 1);
+    ArriveExpectingBytes(Full(slot.index), kTileBytes);
+    LH_UNROLL
+    for (int i = 0; i < kBlockPages; ++i) {
+      const bool is_page = pages[i] >= 0;
+      const TensorMap& map = is_page && !is_last[i] ? p.pages : p.last_page;
+      const int token = is_page ? 0 : static_cast<int>(kPageTokens);  // outside: all zeros
+      const int page = is_page ? pages[i] : 0;
+      LH_UNROLL
+      for (int half = 0; half < kHalves; ++half) {
+        CopyTensorBox(Half(slot, half) + i * (static_cast<int>(kPageTokens) * kSwizzleElements),
+                      map, {half * kSwizzleElements, token, kv, page}, Full(slot.index));
+      }
+    }
+  }
+  LH_DEVICE void Wait(Slot slot) const { WaitTransactions(Full(slot.index), slot.parity); }
+  // By all lanes of a consumer warp whose products with the tile are done.
+  LH_DEVICE void Release(Slot slot) const {
+    if (LaneId() == 0) ArriveTransactions(Empty(slot.index));
+  }
+
+ private:
+  LH_DEVICE Shared<TransactionBarrier> Full(int stage) const { return barriers_ + stage; }
+  LH_DEVICE Shared<TransactionBarrier> Empty(int stage) const {
+    return barriers_ + (kStages + stage);
+  }
+
+  Shared<BF16> tiles_;
+  Shared<TransactionBarrier> barriers_;
+};
+
+// The producer: one thread. Page ids are read one tile ahead, so that no copy waits for them.
+template <int kHeadDim>
+LH_DEVICE void Produce(const HopperParams& p, const Work& work, const TileRing<kHeadDim>& keys,
+                       const TileRing<kHeadDim>& values) {
+  const int n_pages =
+      (p.key_end + static_cast<int>(kPageTokens) - 1) / static_cast<int>(kPageTokens);
+  const int kv = work.head_block * p.pack / p.group * 2;
+  int next[kBlockPages];
+  LH_UNROLL
+  for (int i = 0; i < kBlockPages; ++i) {
+    const int page = work.tile_begin * kBlockPages + i;
+    next[i] = page < n_pages ? p.page_ids[page] : -1;
+  }
+  Slot slot;
+  for (int tile = work.tile_begin; tile < work.tile_end; ++tile) {
+    int pages[kBlockPages];
+    bool is_last[kBlockPages];
+    LH_UNROLL
+    for (int i = 0; i < kBlockPages; ++i) {
+      pages[i] = next[i];
+      is_last[i] = tile * kBlockPages + i == n_pages - 1;
+      const int page = (tile + 1) * kBlockPages + i;
+      next[i] = page < n_pages ? p.page_ids[page] : -1;
+    }
+    keys.Fill(p, slot, kv, pages, is_last);
+    values.Fill(p, slot, kv + 1, pages, is_last);
+    slot.Advance();
+  }
+}
+
+// One consumer: the 64 rows of its warp group. A thread holds parts of two rows ("half" 0 and 1),
+// lane / 4 and lane / 4 + 8 of its warp's 16; element e of eight columns is half e / 2 % 2.
+template <int kHeadDim>
+class Consumer {
+ public:
+  LH_DEVICE Consumer(const HopperParams& p, const Work& work, int index, Shared<BF16> queries,
+                     const TileRing<kHeadDim>& keys, const TileRing<kHeadDim>& values)
+      : p_(p),
+        work_(work),
+        index_(index),
+        queries_(queries + index * kGroupRows * kHeadDim),
+        keys_(keys),
+        values_(values) {
+    const int first = work.row_begin + index * kGroupRows + WarpId() % 4 * 16;
+    LH_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      visible_[half] = VisibleKeys(p, first + 8 * half + LaneId() / 4);
+      max_[half] = MinusInfinity();
+      sum_[half] = 0.0f;
+    }
+    whole_ = {VisibleKeys(p, first + 15).begin, VisibleKeys(p, first).end};
+    LH_UNROLL
+    for (int i = 0; i < kOutput; ++i) output_[i] = 0.0f;
+  }
+
+  LH_DEVICE void Run() {
+    CopyQueries();
+    if (work_.tile_begin == work_.tile_end) return;
+    if (index_ == 1) PassTurn();
+    Slot slot;
+    keys_.Wait(slot);
+    WgmmaFence(scores_);
+    StartScores(slot);
+    WgmmaWait<0>(scores_);
+    keys_.Release(slot);
+    float decay[2];
+    Softmax(work_.tile_begin, decay);
+    PackWeights();
+    for (int tile = work_.tile_begin + 1; tile < work_.tile_end; ++tile) {
+      const Slot before = slot;
+      slot.Advance();
+      keys_.Wait(slot);
+      SyncNamed(kTurn + index_, kConsumers * kWarpGroupThreads);
+      WgmmaFence(scores_, output_, weights_);
+      StartScores(slot);
+      values_.Wait(before);
+      StartValues(before);
+      if (index_ == 0 || tile + 1 < work_.tile_end) PassTurn();
+      WgmmaWait<1>(scores_);
+      keys_.Release(slot);
+      Softmax(tile, decay);
+      WgmmaWait<0>(output_, weights_);
+      values_.Release(before);
+      PackWeights();
+      ScaleOutput(decay);
+    }
+    values_.Wait(slot);
+    WgmmaFence(output_, weights_);
+    StartValues(slot);
+    WgmmaWait<0>(output_, weights_);
+    values_.Release(slot);
+  }
+
+  LH_DEVICE void Write() {
+    LH_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const float total = RowSum(sum_[half]);
+      const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
+      const float lse_log2 =
+          total > 0.0f ? max_[half] * p_.scale_log2 + Log2Approx(total) : MinusInfinity();
+      const int row =
+          work_.row_begin + index_ * kGroupRows + WarpId() % 4 * 16 + 8 * half + LaneId() / 4;
+      if (row >= p_.n_rows) continue;
+      const int64_t token = row / p_.pack;
+      const int head = work_.head_block * p_.pack + row % p_.pack;
+      const Global<BF16> out =
+          p_.out + (token * p_.out_stride + head * kHeadDim + LaneId() % 4 * 2);
+      LH_UNROLL
+      for (int n = 0; n < kHeadDim / 8; ++n) {
+        const float low = output_[4 * n + 2 * half] * inverse;
+        const float high = output_[4 * n + 2 * half + 1] * inverse;
+        StoreVec(out + 8 * n, PackBf16(low, high));
+      }
+      if (p_.lse && LaneId() % 4 == 0) p_.lse[token * p_.lse_stride + head] = lse_log2 * kLn2;
+    }
+  }
+
+ private:
+  static constexpr int kScores = kBlockKeys / 2;  // registers of a thread
+  static constexpr int kWeights = kBlockKeys / 4;
+  static constexpr int kOutput = kHeadDim / 2;
+  static constexpr int kStepDims = 16;  // k of wgmma
+
+  // As [D / 64][64 rows][64], swizzled; rows behind the last are those of the last.
+  LH_DEVICE void CopyQueries() const {
+    constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, in a row
+    const int thread = ThreadId() % kWarpGroupThreads;
+    for (int i = thread; i < kGroupRows * kPieces; i += kWarpGroupThreads) {
+      const int row = i / kPieces;
+      const int column = i % kPieces * 8;
+      const int packed = MinOf(work_.row_begin + index_ * kGroupRows + row, p_.n_rows - 1);
+      const int head = work_.head_block * p_.pack + packed % p_.pack;
+      const U32x4 piece =
+          LoadVec<U32x4>(p_.q + (packed / p_.pack * p_.q_stride + head * kHeadDim + column));
+      StoreVec(queries_ + (column / kSwizzleElements * kGroupRows * kSwizzleElements +
+                           SwizzledElement(row, column % kSwizzleElements)),
+               piece);
+    }
+    FenceProxyAsync();
+    SyncNamed(kQueriesReady + index_, kWarpGroupThreads);
+  }
+
+  LH_DEVICE void PassTurn() const {
+    ArriveNamed(kTurn + 1 - index_, kConsumers * kWarpGroupThreads);
+  }
+
+  // scores = q k^T, under way.
+  LH_DEVICE void StartScores(Slot slot) {
+    LH_UNROLL
+    for (int d = 0; d < kHeadDim; d += kStepDims) {
+      const int half = d / kSwizzleElements;
+      const int column = d % kSwizzleElements;
+      WgmmaScores(scores_,
+                  DescribeKMajor(queries_ + (half * kGroupRows * kSwizzleElements + column)),
+                  DescribeKMajor(keys_.Half(slot, half) + column), /*accumulate=*/d > 0);
+    }
+    WgmmaCommit();
+  }
+
+  // output += weights v, under way.
+  LH_DEVICE void StartValues(Slot slot) {
+    constexpr int kHalfBytes = TileRing<kHeadDim>::kHalfElements * static_cast<int>(sizeof(BF16));
+    LH_UNROLL
+    for (int key = 0; key < kBlockKeys; key += kStepDims) {
+      WgmmaValues(output_, weights_, key / 4,
+                  DescribeNMajor(values_.Half(slot, 0) + key * kSwizzleElements, kHalfBytes));
+    }
+    WgmmaCommit();
+  }
+
+  // Turns the scores of a tile into weights, in place; `decay` is what the output so far is to be
+  // multiplied by. Scores are raw products: the scale is applied inside the exponential.
+  LH_DEVICE void Softmax(int tile, float (&decay)[2]) {
+    const int first_key = tile * kBlockKeys;
+    if (first_key < whole_.begin || first_key + kBlockKeys > whole_.end) Mask(first_key);
+    LH_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      float tile_max = max_[half];
+      LH_UNROLL
+      for (int n = 0; n < kBlockKeys / 8; ++n) {
+        tile_max = fmaxf(tile_max, fmaxf(scores_[4 * n + 2 * half], scores_[4 * n + 2 * half + 1]));
+      }
+      tile_max = RowMax(tile_max);
+      // A row without any key so far: subtract 0, not -infinity, so that its weights are 0, not
+      // NaN.
+      const float shift = tile_max == MinusInfinity() ? 0.0f : tile_max * p_.scale_log2;
+      decay[half] = Exp2Approx(max_[half] * p_.scale_log2 - shift);
+      max_[half] = tile_max;
+      float tile_sum = 0.0f;
+      LH_UNROLL
+      for (int n = 0; n < kBlockKeys / 8; ++n) {
+        LH_UNROLL
+        for (int i = 4 * n + 2 * half; i < 4 * n + 2 * half + 2; ++i) {
+          const float weight = Exp2Approx(fmaf(scores_[i], p_.scale_log2, -shift));
+          scores_[i] = weight;
+          tile_sum += weight;
+        }
+      }
+      sum_[half] = sum_[half] * decay[half] + tile_sum;
+    }
+  }
+
+  LH_DEVICE void Mask(int first_key) {
+    LH_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int begin = visible_[half].begin - first_key - LaneId() % 4 * 2;
+      const int end = visible_[half].end - first_key - LaneId() % 4 * 2;
+      LH_UNROLL
+      for (int n = 0; n < kBlockKeys / 8; ++n) {
+        LH_UNROLL
+        for (int parity = 0; parity < 2; ++parity) {
+          const int column = 8 * n + parity;
+          if (column < begin || column >= end) {
+            scores_[4 * n + 2 * half + parity] = MinusInfinity();
+          }
+        }
+      }
+    }
+  }
+
+  // The fragments of the scores, two columns to a register, are those of the left operand.
+  LH_DEVICE void PackWeights() {
+    LH_UNROLL
+    for (int i = 0; i < kWeights; ++i) {
+      weights_[i] = PackBf16(scores_[2 * i], scores_[2 * i + 1]);
+    }
+  }
+
+  LH_DEVICE void ScaleOutput(const float (&decay)[2]) {
+    LH_UNROLL
+    for (int i = 0; i < kOutput; ++i) output_[i] *= decay[i / 2 % 2];
+  }
+
+  const HopperParams& p_;
+  const Work& work_;
+  const int index_;
+  const Shared<BF16> queries_;
+  const TileRing<kHeadDim>& keys_;
+  const TileRing<kHeadDim>& values_;
+  Visible visible_[2];
+  Visible whole_;  // by all rows of the warp
+  float max_[2];   // of the raw scores
+  float sum_[2];   // this lane's columns only, until Write
+  WgmmaRegisters<float, kScores> scores_;
+  WgmmaRegisters<uint32_t, kWeights> weights_;
+  WgmmaRegisters<float, kOutput> output_;
+};
+
+template <int kHeadDim>
+LH_KERNEL(kThreads, 1)
+HopperKernel(LH_GRID_CONSTANT const HopperParams p) {
+  const Work work = WorkOfBlock(p);
+  if (p.head_mask) {
+    const uint8_t wanted = p.head_mask[work.head_block * p.pack];
+    if (wanted == 0) return;
+  }
+  SharedArena arena;
+  const Shared<BF16> queries = arena.Carve<BF16>(kBlockRows * kHeadDim, 1024);
+  TileRing<kHeadDim> keys(arena);
+  TileRing<kHeadDim> values(arena);
+  keys.CarveBarriers(arena);
+  values.CarveBarriers(arena);
+  if (ThreadId() == 0) {
+    keys.InitBarriers();
+    values.InitBarriers();
+    FenceProxyAsync();
+  }
+  SyncThreads();
+  // The same in all lanes, and the compiler shall know: else it runs products one after another.
+  const int warp_group = Shuffle(ThreadId() / kWarpGroupThreads, 0);
+  if (warp_group == 0) {
+    GiveUpRegisters<kProducerRegisters>();
+    if (ThreadId() == 0) Produce<kHeadDim>(p, work, keys, values);
+  } else {
+    TakeRegisters<kConsumerRegisters>();
+    Consumer<kHeadDim> consumer(p, work, warp_group - 1, queries, keys, values);
+    consumer.Run();
+    consumer.Write();
+  }
+}
+
+template <int kHeadDim>
+cudaError_t LaunchHopper(const HopperParams& p, cudaStream_t stream) {
+  constexpr int kSharedBytes = kBlockRows * kHeadDim * static_cast<int>(sizeof(BF16)) +
+                               2 * kStages * TileRing<kHeadDim>::kTileBytes +
+                               4 * kStages * static_cast<int>(sizeof(TransactionBarrier));
+  static_assert(kSharedBytes <= kMaxSharedBytes);
+  return Launch({.name = "attend dense (hopper)",
+                 .grid = dim3(static_cast<unsigned>(p.n_head_blocks * p.n_row_tiles)),
+                 .block = kThreads,
+                 .smem_bytes = kSharedBytes,
+                 .stream = stream},
+                HopperKernel<kHeadDim>, p);
+}
+
+int64_t Pack(const AttendDenseArgs& args) {
+  return args.head_mask != nullptr ? 1 : args.q.dim(1) / args.kv.n_kv_heads;
+}
+
+cudaError_t MakePageMaps(const KvView& kv, int64_t key_end, HopperParams* p) {
+  const int64_t row_bytes = kv.head_dim * int64_t{sizeof(BF16)};
+  TensorShape shape = {
+      .sizes = {kv.head_dim, kPageTokens, 2 * int64_t{kv.n_kv_heads},
+                std::numeric_limits<int32_t>::max()},
+      .stride_bytes = {0, row_bytes, kv.head_stride_bytes / 2, kv.page_stride_bytes},
+      .box = {kSwizzleElements, static_cast<int32_t>(kPageTokens), 1, 1}};
+  const std::byte* data = kv.pool + kv.layer_offset_bytes;
+  const cudaError_t error = MakeTensorMap(data, shape, &p->pages);
+  if (error != cudaSuccess) return error;
+  shape.sizes[1] = std::max<int64_t>(key_end - 1, 0) % kPageTokens + 1;
+  return MakeTensorMap(data, shape, &p->last_page);
+}
+
+}  // namespace
+
+bool SuitsHopper(const AttendDenseArgs& args, const DeviceLimits& limits) {
+  if (args.kv.head_dim != 64 && args.kv.head_dim != 128) return false;
+  if (args.kv.dtype != DType::kBF16 || args.dual.chunk_tokens != 0) return false;
+  const int64_t pack = Pack(args);
+  const int64_t n_blocks =
+      CeilDiv(args.q.dim(0) * pack, int64_t{kBlockRows}) * (args.q.dim(1) / pack);
+  return n_blocks >= limits.n_multiprocessors;
+}
+
+cudaError_t AttendDenseHopper(const AttendDenseArgs& args, const KeyRange& keys,
+                              const DeviceLimits& limits, cudaStream_t stream) {
+  CheckArgs(args, DType::kBF16);
+  const int64_t n_tokens = args.q.dim(0);
+  const int64_t n_heads = args.q.dim(1);
+  const int64_t head_dim = args.kv.head_dim;
+  const int64_t n_keys = args.q_begin + n_tokens;
+  if (n_tokens == 0) return cudaSuccess;
+  LH_CHECK(args.kv.dtype == DType::kBF16 && args.scale > 0);
+  LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
+  LH_CHECK(n_keys <= std::numeric_limits<int32_t>::max() - kBlockKeys);
+  LH_CHECK(0 <= keys.begin && keys.begin <= keys.end);
+  LH_CHECK(args.q.stride(0) % 8 == 0 && args.out.stride(0) % 2 == 0);
+
+  const int64_t group = n_heads / args.kv.n_kv_heads;
+  const int64_t pack = Pack(args);
+  HopperParams p;
+  p.q = static_cast<const BF16*>(args.q.data());
+  p.out = static_cast<BF16*>(args.out.data());
+  p.lse = args.lse.empty() ? nullptr : static_cast<float*>(args.lse.data());
+  p.head_mask = args.head_mask;
+  p.page_ids = args.kv.pages;
+  p.q_stride = args.q.stride(0);
+  p.out_stride = args.out.stride(0);
+  p.lse_stride = args.lse.empty() ? 0 : args.lse.stride(0);
+  p.q_begin = static_cast<int32_t>(args.q_begin);
+  p.key_begin = static_cast<int32_t>(std::min(keys.begin, n_keys));
+  p.key_end = static_cast<int32_t>(std::min(keys.end, n_keys));
+  p.window = static_cast<int32_t>(args.window == 0 ? n_keys : std::min(args.window, n_keys));
+  p.n_rows = static_cast<int32_t>(n_tokens * pack);
+  p.pack = static_cast<int32_t>(pack);
+  p.group = static_cast<int32_t>(group);
+  p.n_row_tiles = static_cast<int32_t>(CeilDiv(n_tokens * pack, int64_t{kBlockRows}));
+  p.n_head_blocks = static_cast<int32_t>(n_heads / pack);
+  p.scale_log2 = args.scale * kLog2E;
+  const cudaError_t error = MakePageMaps(args.kv, p.key_end, &p);
+  if (error != cudaSuccess) return error;
+
+  const int64_t n_seen = std::min<int64_t>(p.key_end - p.key_begin, p.window + n_tokens);
+  const int64_t head_bytes = 2 * n_seen * head_dim * int64_t{sizeof(BF16)};
+  const int64_t kv_heads_in_l2 = std::clamp<int64_t>(
+      limits.l2_bytes / 2 / std::max<int64_t>(head_bytes, 1), 1, args.kv.n_kv_heads);
+  p.section_blocks = static_cast<int32_t>(kv_heads_in_l2 * (group / pack));
+  switch (head_dim) {
+    case 64:
+      return LaunchHopper<64>(p, stream);
+    case 128:
+      return LaunchHopper<128>(p, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace longhaul::cuda
