@@ -22,7 +22,8 @@ enum class PrefillOrder : uint8_t { kAuto, kEpoch, kLayer };
 struct EngineConfig {
   int64_t max_model_len = 0;     // tokens, prompt + output; 0 = what the model allows
   int64_t kv_cache_bytes = 0;    // page pool; 0 = a share of free memory, chosen by the server
-  DType kv_dtype = DType::kF32;  // kF32 or kBF16; a GPU takes its own, bf16
+  DType kv_dtype = DType::kF32;  // kF32, kBF16 or kF8E4M3; a GPU takes bf16 for kF32
+  bool enforce_eager = false;           // decode steps are not recorded (CUDA graphs)
   double gpu_memory_utilization = 0.9;  // share of a GPU's memory for weights, KV cache and work
   std::optional<WeightFormat> weight_format;  // of linear layers; none = that of the checkpoint
   std::string weight_cache_dir;               // packed weights are kept here; empty = nowhere

@@ -37,6 +37,14 @@ int64_t NStepLogitRows(const EngineConfig& config) {
 }
 int64_t NLogitRows(const EngineConfig& config) { return NStepLogitRows(config) + kLogprobRows; }
 
+// Places of the recording that serves n_rows: 1, 2, 4, multiples of 8. Fewer recordings than batch
+// sizes, as each takes memory and a slower step; a place that is nobody's costs its part of the
+// products, which a small batch does not notice.
+int64_t RecordedPlaces(int64_t n_rows, int64_t max_rows) {
+  const int64_t places = n_rows <= 2 ? n_rows : n_rows <= 4 ? 4 : RoundUp(n_rows, 8);
+  return std::min(places, max_rows);
+}
+
 class Runner final : public Executor {
  public:
   // Memory that lives as long as the runner, allocated before it is made.
@@ -66,7 +74,6 @@ class Runner final : public Executor {
         transformer_(*model_, *weights_, *backend_, layout_, kv_pool_.data()) {}
 
   const ModelShape& shape() const override { return model_->shape; }
-  bool has_fixed_budgets() const override { return backend_->has_fixed_budgets(); }
   int32_t n_pages() const override {
     return static_cast<int32_t>(static_cast<int64_t>(kv_pool_.n_bytes()) / layout_.PageBytes());
   }
@@ -128,14 +135,54 @@ class Runner final : public Executor {
 
   void Decode(const std::vector<DecodeRow>& rows, StepResult& result) {
     const auto begin = Clock::now();
-    const TensorView computed = TakeLogits(static_cast<int64_t>(rows.size()));
-    transformer_.Decode(rows, computed, arena_);
-    const TensorView logits = OnHost(computed);
+    const TensorView computed = DecodeLogits(rows);
+    DrawTokens(rows, computed);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      RowResult& answer = result.decode.emplace_back();
+      if (rows[i].draw.has_value()) continue;
+      const auto row = static_cast<int64_t>(i);
+      const TensorView logits = OnHost(computed.Slice(row, row + 1));
+      answer.logits = {logits.As<float>(), static_cast<size_t>(logits.dim(1))};
+    }
     backend_->Synchronize();
-    for (int64_t i = 0; i < logits.dim(0); ++i) {
-      result.decode_logits.push_back({logits.Row<float>(i), static_cast<size_t>(logits.dim(1))});
+    for (size_t i = 0; i < rows.size(); ++i) {
+      if (rows[i].draw.has_value()) result.decode[i].token = tokens_[i];
     }
     result.decode_us = MicrosecondsSince(begin);
+  }
+
+  // [B, V] f32 of the rows.
+  TensorView DecodeLogits(const std::vector<DecodeRow>& rows) {
+    const auto n_rows = static_cast<int64_t>(rows.size());
+    if (config_.enforce_eager || !transformer_.can_replay()) {
+      const TensorView logits = TakeLogits(n_rows);
+      transformer_.Decode(rows, logits, arena_);
+      return logits;
+    }
+    LH_CHECK(n_logits_used_ == 0);  // a recording writes where it wrote
+    const TensorView logits = TakeLogits(RecordedPlaces(n_rows, config_.max_num_seqs));
+    transformer_.ReplayDecode(rows, logits, arena_);
+    return logits.Slice(0, n_rows);
+  }
+
+  // tokens_ holds them behind the next Synchronize; those of rows that ask for logits mean nothing.
+  void DrawTokens(const std::vector<DecodeRow>& rows, TensorView logits) {
+    const auto n_rows = static_cast<int64_t>(rows.size());
+    const auto has_draw = [](const DecodeRow& row) { return row.draw.has_value(); };
+    if (std::none_of(rows.begin(), rows.end(), has_draw)) return;
+    std::vector<TokenDraw> draws;
+    for (const DecodeRow& row : rows) draws.push_back(row.draw.value_or(TokenDraw{}));
+    ArenaScope scope(arena_);
+    const auto upload_bytes = n_rows * static_cast<int64_t>(sizeof(TokenDraw));
+    void* device_draws = arena_.Allocate(DType::kU8, {upload_bytes}).data();
+    auto* device_tokens = arena_.Allocate(DType::kI32, {n_rows}).As<int32_t>();
+    backend_->Upload(draws.data(), device_draws, upload_bytes);
+    backend_->DrawTokens({.logits = logits,
+                          .draws = static_cast<const TokenDraw*>(device_draws),
+                          .tokens = device_tokens});
+    tokens_.resize(rows.size());
+    backend_->Download(device_tokens, tokens_.data(),
+                       n_rows * static_cast<int64_t>(sizeof(int32_t)));
   }
 
   // Its logits are the answer's beginning.
@@ -214,8 +261,7 @@ class Runner final : public Executor {
     return TensorView(static_cast<float*>(logits_.data()) + first * vocab, DType::kF32, {n, vocab});
   }
 
-  // Rows of the logits buffer where the host reads them, behind the next Synchronize. Sampling is
-  // on the host: a row of a large vocabulary is half a megabyte, some microseconds of a copy.
+  // Rows of the logits buffer where the host reads them, behind the next Synchronize.
   TensorView OnHost(TensorView logits) const {
     if (backend_->is_host()) return logits;
     const int64_t offset = logits.As<float>() - static_cast<const float*>(logits_.data());
@@ -239,6 +285,7 @@ class Runner final : public Executor {
   Arena arena_;
   Transformer transformer_;
   int64_t n_logits_used_ = 0;
+  std::vector<int32_t> tokens_;  // drawn, of the decode rows
 };
 
 // The frequencies of a rope type that depends on the length are those of max_model_len.
@@ -278,7 +325,7 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
   auto model = std::make_unique<ModelConfig>(std::move(parsed));
   ModelShape& shape = model->shape;
   LH_RETURN_IF_ERROR(CompleteMaxModelLen(*model, config));
-  if (!backend->is_host() && config.kv_dtype != backend->activation_dtype()) {
+  if (!backend->is_host() && config.kv_dtype == DType::kF32) {
     spdlog::info("KV cache: {}, the type of this backend", DTypeName(backend->activation_dtype()));
     config.kv_dtype = backend->activation_dtype();
   }
@@ -295,8 +342,7 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
         backend->Description(), config.max_model_len, model->dual_chunk.chunk_tokens));
   }
 
-  LH_RETURN_IF_ERROR(
-      config.sparse.CheckModel(shape.n_layers, shape.n_heads, backend->has_fixed_budgets()));
+  LH_RETURN_IF_ERROR(config.sparse.CheckModel(shape.n_layers, shape.n_heads));
 
   // Sizes first: what cannot fit is refused before gigabytes of weights were read.
   const int64_t usable_bytes = UsableBytes(config, *backend);

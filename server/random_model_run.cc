@@ -63,7 +63,9 @@ absl::StatusOr<std::unique_ptr<RandomModelRun>> RandomModelRun::Create(
   LH_RETURN_IF_ERROR(config.Validate());
   config.epoch_tokens = std::min(config.epoch_tokens, RoundUp(max_tokens, kPageTokens));
   LH_ASSIGN_OR_RETURN(ModelConfig model, RandomModelConfig(shape, max_tokens));
-  if (!backend->is_host()) config.kv_dtype = backend->activation_dtype();
+  if (!backend->is_host() && config.kv_dtype == DType::kF32) {
+    config.kv_dtype = backend->activation_dtype();
+  }
   const KvLayout layout{.n_layers = model.shape.n_layers,
                         .n_kv_heads = model.shape.n_kv_heads,
                         .head_dim = model.shape.head_dim,

@@ -250,16 +250,17 @@ std::string NearestName(const std::string& name, const std::vector<std::string>&
   return nearest;
 }
 
-std::string DefaultText(const FlagSpec& flag) {
-  static const ServerConfig defaults;
+std::string DefaultText(const FlagSpec& flag) { return ValueText(flag, ServerConfig()); }
+
+std::string ValueText(const FlagSpec& flag, const ServerConfig& config) {
   return std::visit(
       [&](auto member) -> std::string {
-        const auto& value = defaults.*member;
+        const auto& value = config.*member;
         using T = std::decay_t<decltype(value)>;
         if constexpr (std::is_same_v<T, std::string>) {
           return value;
         } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
-          return "none";
+          return value.empty() ? "none" : fmt::format("{}", fmt::join(value, ", "));
         } else if constexpr (std::is_same_v<T, bool>) {
           return value ? "true" : "false";
         } else {
@@ -314,7 +315,9 @@ absl::StatusOr<EngineConfig> ServerConfig::ToEngineConfig() const {
   engine.max_model_len = max_model_len;
   engine.kv_cache_bytes = kv_cache_memory_bytes;
   engine.gpu_memory_utilization = gpu_memory_utilization;
-  engine.kv_dtype = kv_cache_dtype == "bfloat16" ? DType::kBF16 : DType::kF32;
+  engine.enforce_eager = enforce_eager;
+  if (kv_cache_dtype == "bfloat16") engine.kv_dtype = DType::kBF16;
+  if (kv_cache_dtype == "fp8" || kv_cache_dtype == "fp8_e4m3") engine.kv_dtype = DType::kF8E4M3;
   if (dtype == "float32") engine.weight_format = WeightFormat::kF32;
   if (dtype == "bfloat16") engine.weight_format = WeightFormat::kBF16;
   if (quantization == "int8") engine.weight_format = WeightFormat::kInt8;

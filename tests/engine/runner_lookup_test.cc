@@ -106,16 +106,22 @@ INSTANTIATE_TEST_SUITE_P(Lookup, WeightFormatLookupTest,
                            return std::string(WeightFormatName(info.param));
                          });
 
+std::string NameOf(const ::testing::TestParamInfo<LookupTest::ParamType>& info) {
+  return std::string(std::get<0>(info.param)) + "_" + std::get<1>(info.param) + "_" +
+         std::string(DTypeName(std::get<2>(info.param)));
+}
+
+INSTANTIATE_TEST_SUITE_P(Fp8, LookupTest,
+                         ::testing::Combine(::testing::Values("cpu"),
+                                            ::testing::Values("dense", "sample", "auto"),
+                                            ::testing::Values(DType::kF8E4M3)),
+                         NameOf);
 INSTANTIATE_TEST_SUITE_P(Lookup, LookupTest,
                          ::testing::Combine(::testing::Values("ref", "cpu"),
                                             ::testing::Values("dense", "sample", "paper",
                                                               "vertical_slash", "auto"),
                                             ::testing::Values(DType::kF32, DType::kBF16)),
-                         [](const auto& info) {
-                           return std::string(std::get<0>(info.param)) + "_" +
-                                  std::get<1>(info.param) + "_" +
-                                  std::string(DTypeName(std::get<2>(info.param)));
-                         });
+                         NameOf);
 
 }  // namespace
 }  // namespace longhaul

@@ -57,6 +57,18 @@ TEST(ServerConfig, EveryTypeFromText) {
   EXPECT_EQ(config->max_body_bytes, 64 << 10);
 }
 
+TEST(ServerConfig, KvCacheTypes) {
+  const auto dtype = [](const std::string& name) {
+    auto config = LoadServerConfig("", {{"kv-cache-dtype", {name}}}, {}).value();
+    config.model = "models/lookup";
+    return config.ToEngineConfig().value().kv_dtype;
+  };
+  EXPECT_EQ(dtype("auto"), DType::kF32);
+  EXPECT_EQ(dtype("bfloat16"), DType::kBF16);
+  EXPECT_EQ(dtype("fp8"), DType::kF8E4M3);
+  EXPECT_EQ(dtype("fp8_e4m3"), DType::kF8E4M3);
+}
+
 TEST(ServerConfig, WeightFormats) {
   const auto format = [](const std::string& dtype, const std::string& quantization) {
     const auto config = LoadServerConfig(
@@ -129,7 +141,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadValue{"tensor-parallel-size", "2", "from 1 to 1"},
         BadValue{"kv-cache-memory", "8X", "bytes"}, BadValue{"kv-cache-memory", "-8G", "bytes"},
         BadValue{"dtype", "float8", "bfloat16"}, BadValue{"quantization", "q4", "int8"},
-        BadValue{"kv-cache-dtype", "fp8", "bfloat16"}, BadValue{"sparse-alpha", "nan", "number"},
+        BadValue{"kv-cache-dtype", "fp4", "fp8_e4m3"}, BadValue{"sparse-alpha", "nan", "number"},
         BadValue{"sparse-alpha", "1.5", "from 0 to 1"},
         BadValue{"retry-keep-share", "1.1", "from 0 to 1"},
         BadValue{"retry-keep-seconds", "-1", "seconds"},
