@@ -33,15 +33,26 @@ LH_DEVICE void ArriveExpectingBytes(Shared<TransactionBarrier> barrier, int n_by
 }
 // Until the phase of this parity is over: the running one, or the one before, which is over. A
 // barrier that has just been made counts phase -1 (parity 1) as over.
+//
+// Waits take microseconds. After seconds the kernel stops with an error: one that waits for ever
+// would take the device with it.
+//
+// The loop is inside of the asm statement: written in C++ it cost D = 128 its registers (216 bytes
+// of spills, and wgmma one after another).
 LH_DEVICE void WaitTransactions(Shared<TransactionBarrier> barrier, int parity) {
   asm volatile(
       "{\n"
-      ".reg .pred done;\n"
+      ".reg .pred over, patient;\n"
+      ".reg .u32 tries;\n"
+      "mov.u32 tries, 0;\n"
       "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra over;\n"
-      "bra again;\n"
-      "over:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 over, [%0], %1;\n"
+      "@over bra done;\n"
+      "add.u32 tries, tries, 1;\n"
+      "setp.lt.u32 patient, tries, 0x4000000;\n"
+      "@patient bra again;\n"
+      "trap;\n"
+      "done:\n"
       "}\n" ::"r"(barrier.address()),
       "r"(parity)
       : "memory");

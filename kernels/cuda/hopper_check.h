@@ -1,0 +1,26 @@
+// Whether the kernel of hopper_attention.h may be used on this device: a small random problem of
+// each head size, computed by it and by that of attention_dense.h. Called once, when the backend
+// starts; takes milliseconds, waits for the device, and gives back the memory that it takes.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/attention_dense.h"
+
+namespace longhaul::cuda {
+
+struct AttentionResult {
+  std::vector<float> out;  // [n, head_dim]
+  std::vector<float> lse;  // [n]
+};
+
+// "", or where `actual` is further from `expected` than roundings to bf16 explain.
+std::string CompareAttention(const AttentionResult& actual, const AttentionResult& expected);
+
+// "", or why not. A kernel that stops with an error makes the device unusable for this process.
+std::string WhyNotHopper(const DeviceLimits& limits, cudaStream_t stream);
+
+}  // namespace longhaul::cuda
