@@ -16,6 +16,7 @@
 #include "server/cmd_bench_shape.h"
 #include "server/cmd_bench_tokenizer.h"
 #include "server/cmd_bench_ttft.h"
+#include "server/cmd_calibrate.h"
 #include "server/cmd_eval.h"
 #include "server/cmd_generate.h"
 #include "server/cmd_health.h"
@@ -97,6 +98,7 @@ struct Commands {
   CLI::App* serve = nullptr;
   CLI::App* generate = nullptr;
   CLI::App* eval = nullptr;
+  CLI::App* calibrate = nullptr;
   CLI::App* bench = nullptr;
   CLI::App* bench_ttft = nullptr;
   CLI::App* bench_attention = nullptr;
@@ -105,9 +107,10 @@ struct Commands {
   CLI::App* bench_tokenizer = nullptr;
   CLI::App* health = nullptr;
   CLI::App* version = nullptr;
-  TableFlags serve_flags, generate_flags, eval_flags, ttft_flags, health_flags;
+  TableFlags serve_flags, generate_flags, eval_flags, calibrate_flags, ttft_flags, health_flags;
   GenerateOptions generate_options;
   eval::EvalOptions eval_options;
+  eval::CalibrateOptions calibrate_options;
   BenchTtftOptions ttft_options;
   BenchShapeOptions shape_options;
   BenchAttentionOptions attention_options;
@@ -154,6 +157,28 @@ void AddEval(Commands& c) {
   app->add_option("--json", o.json_path, "write all numbers to this file");
   app->add_option("--html", o.html_path, "write a report with drawings to this file: one page");
   c.eval_flags.AddTo(app, /*with_serve_flags=*/false);
+}
+
+void AddCalibrate(Commands& c) {
+  c.calibrate = c.app.add_subcommand(
+      "calibrate", "Find the fastest sparse prefill that keeps your accuracy, on your text");
+  eval::CalibrateOptions& o = c.calibrate_options;
+  CLI::App* app = c.calibrate;
+  const auto add = [app](const char* name, auto& value, const char* help) {
+    return app->add_option(name, value, help)->capture_default_str();
+  };
+  app->add_option("--text", o.text_file, "file with text as your prompts have it");
+  add("--length", o.lengths, "prompt tokens; the target must be met at each")->delimiter(',');
+  add("--samples", o.samples, "prompts of each length, from each half of the text");
+  add("--min-agreement", o.target.min_agreement, "share of tokens that dense would also choose");
+  app->add_option("--max-kl", o.target.max_kl, "nats, of next tokens to dense [any]");
+  add("--max-perplexity-rise", o.target.max_perplexity_rise, "share of dense's perplexity");
+  add("--min-recall", o.target.min_recall, "mean share of softmax mass that audit rows keep");
+  add("--out", o.out_path, "YAML file to write, for serve --config");
+  app->add_option("--json", o.json_path, "write all numbers to this file");
+  app->add_option("--resume", o.state_dir,
+                  "folder that keeps results: the same command goes on there");
+  c.calibrate_flags.AddTo(app, /*with_serve_flags=*/false);
 }
 
 void AddBench(Commands& c) {
@@ -291,6 +316,7 @@ void AddCommands(Commands& c) {
   c.serve_flags.AddTo(c.serve, /*with_serve_flags=*/true);
   AddGenerate(c);
   AddEval(c);
+  AddCalibrate(c);
   AddBench(c);
   AddBenchLoad(c);
   AddBenchLinear(c);
@@ -377,6 +403,11 @@ int RunCli(int argc, const char* const* argv, const Environment& environment) {
   if (c.eval->parsed()) {
     return RunWith(c.eval_flags, environment,
                    [&c](const ServerConfig& config) { return RunEval(config, c.eval_options); });
+  }
+  if (c.calibrate->parsed()) {
+    return RunWith(c.calibrate_flags, environment, [&c](const ServerConfig& config) {
+      return RunCalibrate(config, c.calibrate_options);
+    });
   }
   if (c.bench_ttft->parsed()) {
     return RunWith(c.ttft_flags, environment,

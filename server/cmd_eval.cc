@@ -4,9 +4,9 @@
 #include <spdlog/spdlog.h>
 
 #include <cstdio>
-#include <fstream>
 #include <memory>
 
+#include "server/eval/files.h"
 #include "server/eval/html_report.h"
 #include "server/eval/make_report.h"
 #include "server/eval/run.h"
@@ -14,26 +14,11 @@
 namespace longhaul {
 namespace {
 
-absl::Status WriteFile(const std::string& path, const std::string& text) {
-  if (path.empty()) return absl::OkStatus();
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
-  file << text;
-  file.close();
-  if (file) return absl::OkStatus();
-  return absl::UnavailableError(fmt::format("cannot write {}", path));
-}
-
-// Now, not after hours of measuring.
-absl::Status CheckWritable(const char* flag, const std::string& path) {
-  if (path.empty() || std::ofstream(path, std::ios::app)) return absl::OkStatus();
-  return absl::InvalidArgumentError(fmt::format("{}: cannot write {}", flag, path));
-}
-
 absl::Status Evaluate(const ServerConfig& config, const eval::EvalOptions& options) {
   LH_RETURN_IF_ERROR(eval::CheckOptions(options));
-  LH_RETURN_IF_ERROR(CheckWritable("--json", options.json_path));
-  LH_RETURN_IF_ERROR(CheckWritable("--html", options.html_path));
-  LH_ASSIGN_OR_RETURN(eval::ResultStore store, eval::ResultStore::Open(options.out_dir));
+  LH_RETURN_IF_ERROR(eval::CheckWritable("--json", options.json_path));
+  LH_RETURN_IF_ERROR(eval::CheckWritable("--html", options.html_path));
+  LH_ASSIGN_OR_RETURN(eval::ResultStore store, eval::ResultStore::Open("--out", options.out_dir));
   if (store.n_unreadable() > 0) {
     spdlog::warn("{}: {} results could not be read and are measured again", options.out_dir,
                  store.n_unreadable());
@@ -50,9 +35,9 @@ absl::Status Evaluate(const ServerConfig& config, const eval::EvalOptions& optio
   LH_ASSIGN_OR_RETURN(const eval::EvalReport report,
                       eval::RunEval(options, *target, model, store, stderr));
   fmt::print("{}", eval::ReportTables(report));
-  LH_RETURN_IF_ERROR(WriteFile(options.json_path, eval::ReportJson(report)));
+  LH_RETURN_IF_ERROR(eval::WriteFile(options.json_path, eval::ReportJson(report)));
   if (options.html_path.empty()) return absl::OkStatus();
-  return WriteFile(options.html_path, eval::HtmlReport(report));
+  return eval::WriteFile(options.html_path, eval::HtmlReport(report));
 }
 
 }  // namespace

@@ -4,14 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 
+#include "server/eval/files.h"
 #include "server/load/prompt_text.h"
 
 namespace longhaul::eval {
 namespace {
 
-constexpr int64_t kMaxTextBytes = int64_t{64} << 20;
 constexpr int64_t kMaxUnits = int64_t{1} << 26;  // of a prompt: sentences, words
 constexpr int kMaxTrials = 24;
 
@@ -39,18 +38,7 @@ std::vector<size_t> SentenceEnds(const std::string& text) {
 }  // namespace
 
 absl::StatusOr<Haystack> Haystack::FromFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file) return absl::NotFoundError(fmt::format("--text: cannot open {}", path));
-  const auto n_bytes = static_cast<int64_t>(file.tellg());
-  if (n_bytes < 0 || n_bytes > kMaxTextBytes) {
-    return absl::InvalidArgumentError(fmt::format(
-        "--text: {} has {} bytes; give a text of at most {}", path, n_bytes, kMaxTextBytes));
-  }
-  std::string text(static_cast<size_t>(n_bytes), '\0');
-  file.seekg(0);
-  if (!file.read(text.data(), n_bytes)) {
-    return absl::UnavailableError(fmt::format("--text: cannot read {}", path));
-  }
+  LH_ASSIGN_OR_RETURN(std::string text, ReadText("--text", path));
   auto haystack = FromText(std::move(text));
   if (haystack.ok()) return haystack;
   return absl::InvalidArgumentError(

@@ -15,8 +15,7 @@ namespace longhaul::eval {
 
 class Haystack {
  public:
-  // The file's sentences. NotFound; InvalidArgument when it is above 64 MiB or has fewer than two
-  // sentences.
+  // The file's sentences. Errors of ReadText; InvalidArgument when it has fewer than two sentences.
   static absl::StatusOr<Haystack> FromFile(const std::string& path);
   // Plain sentences of simple words, about `n_words` of them, the same every time.
   static Haystack BuiltIn(int64_t n_words);

@@ -93,11 +93,7 @@ struct PrefillSums {
   int64_t n = 0;
 
   void Add(const Result& result) {
-    for (const auto& [cell, count] : result.recalls) {
-      sparse.recall_histogram[static_cast<size_t>(cell)] += count;
-      sparse.n_recalls += count;
-    }
-    sparse.recall_sum += result.recall_sum;
+    MergeRecalls(result, &sparse);
     if (sparse.heads.size() < result.heads.size()) sparse.heads.resize(result.heads.size());
     for (size_t i = 0; i < result.heads.size(); ++i) sparse.heads[i].Merge(result.heads[i]);
     if (result.ttft_s > 0) ttfts_s.push_back(result.ttft_s);

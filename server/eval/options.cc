@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "server/eval/policy.h"
 
@@ -76,6 +77,27 @@ absl::Status CheckOptions(const EvalOptions& options) {
   }
   LH_RETURN_IF_ERROR(CheckRange("samples", options.samples, int64_t{1}, kMaxSamples));
   return CheckRange("timeout", options.timeout_s, 0.001, 1e6);
+}
+
+absl::Status CheckOptions(const CalibrateOptions& options) {
+  if (options.text_file.empty()) {
+    return absl::InvalidArgumentError(
+        "--text is missing: name a file with text as your prompts have it");
+  }
+  if (options.out_path.empty()) {
+    return absl::InvalidArgumentError("--out is empty: name the YAML file to write");
+  }
+  LH_RETURN_IF_ERROR(CheckList("length", options.lengths));
+  for (const int64_t length : options.lengths) {
+    LH_RETURN_IF_ERROR(CheckRange("length", length, kMinLength, kMaxLength));
+  }
+  LH_RETURN_IF_ERROR(CheckRange("samples", options.samples, int64_t{1}, kMaxSamples));
+  const AccuracyTarget& target = options.target;
+  LH_RETURN_IF_ERROR(CheckRange("min-agreement", target.min_agreement, 0.0, 1.0));
+  LH_RETURN_IF_ERROR(
+      CheckRange("max-kl", target.max_kl, 0.0, std::numeric_limits<double>::infinity()));
+  LH_RETURN_IF_ERROR(CheckRange("max-perplexity-rise", target.max_perplexity_rise, 0.0, 1e6));
+  return CheckRange("min-recall", target.min_recall, 0.0, 1.0);
 }
 
 }  // namespace longhaul::eval

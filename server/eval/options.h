@@ -1,7 +1,9 @@
-// What `longhaul eval` was asked for; filled by the command line, const afterwards.
+// What `longhaul eval` and `longhaul calibrate` were asked for; filled by the command line, const
+// afterwards.
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -25,10 +27,29 @@ struct EvalOptions {
   std::string html_path;    // "" = none
 };
 
+// What a sparse prefill may lose against dense, at each length.
+struct AccuracyTarget {
+  double min_agreement = 0.98;  // share of places with the same likeliest token
+  double max_kl = std::numeric_limits<double>::infinity();  // nats; infinity = any
+  double max_perplexity_rise = 0.005;
+  double min_recall = 0.9;  // mean of the audit rows
+};
+
+struct CalibrateOptions {
+  std::string text_file;
+  std::vector<int64_t> lengths = {16384};  // prompt tokens
+  int64_t samples = 2;                     // prompts of each length, from each half of the text
+  AccuracyTarget target;
+  std::string out_path = "calibrated.yaml";
+  std::string json_path;  // "" = none
+  std::string state_dir;  // where results are kept, so that a run can go on; "" = nowhere
+};
+
 // "needle", "ruler", "passage", "ppl", "agreement".
 const std::vector<std::string>& SuiteNames();
 
 // InvalidArgument names the flag, the value and what is allowed.
 absl::Status CheckOptions(const EvalOptions& options);
+absl::Status CheckOptions(const CalibrateOptions& options);
 
 }  // namespace longhaul::eval

@@ -16,6 +16,8 @@ struct Policy {
   std::vector<std::pair<std::string, double>> values;  // by the names in PolicyKeys
 };
 
+inline Policy DensePolicy() { return {.name = "dense", .mode = "dense", .values = {}}; }
+
 // "alpha", "window", ...: the fields of SparseOptions that a policy can set.
 std::vector<std::string> PolicyKeys();
 

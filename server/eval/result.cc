@@ -51,6 +51,14 @@ std::pair<std::string, Result> ReadLine(const json& line) {
 
 }  // namespace
 
+void MergeRecalls(const Result& result, SparseReport* sums) {
+  for (const auto& [cell, count] : result.recalls) {
+    sums->recall_histogram[static_cast<size_t>(cell)] += count;
+    sums->n_recalls += count;
+  }
+  sums->recall_sum += result.recall_sum;
+}
+
 std::string ResultLine(const std::string& key, const Result& result) {
   json heads = json::array();
   for (const HeadReport& head : result.heads) heads.push_back(HeadJson(head));
@@ -81,6 +89,8 @@ absl::StatusOr<std::pair<std::string, Result>> ParseResultLine(std::string_view 
     return bad("the line lacks a member, or one has another type");
   }
   const Result& result = entry.second;
+  if (result.tokens.size() != result.top.size())
+    return bad("the line has tokens without likely ones");
   if (result.heads.size() > kMaxHeads) return bad("the line has too many heads");
   for (const auto& [cell, n] : result.recalls) {
     if (cell < 0 || cell >= static_cast<int64_t>(kRecallCells) || n < 0) {
@@ -95,14 +105,15 @@ std::string DigestOf(const std::string& text) {
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
 }
 
-absl::StatusOr<ResultStore> ResultStore::Open(const std::string& dir) {
+absl::StatusOr<ResultStore> ResultStore::Open(const std::string& flag, const std::string& dir) {
   ResultStore store;
+  store.flag_ = flag;
   if (dir.empty()) return store;
   std::error_code error;
   std::filesystem::create_directories(dir, error);
   if (error) {
     return absl::InvalidArgumentError(
-        fmt::format("--out: cannot make the folder {}: {}", dir, error.message()));
+        fmt::format("{}: cannot make the folder {}: {}", flag, dir, error.message()));
   }
   store.path_ = (std::filesystem::path(dir) / "results.jsonl").string();
   LH_RETURN_IF_ERROR(store.Read());
@@ -111,7 +122,7 @@ absl::StatusOr<ResultStore> ResultStore::Open(const std::string& dir) {
 
 absl::Status ResultStore::Read() {
   if (!std::ofstream(path_, std::ios::app)) {
-    return absl::InvalidArgumentError(fmt::format("--out: cannot write {}", path_));
+    return absl::InvalidArgumentError(fmt::format("{}: cannot write {}", flag_, path_));
   }
   std::ifstream file(path_, std::ios::binary);
   for (std::string line; std::getline(file, line);) {
@@ -123,7 +134,7 @@ absl::Status ResultStore::Read() {
       ++n_unreadable_;
     }
   }
-  if (file.bad()) return absl::UnavailableError(fmt::format("--out: cannot read {}", path_));
+  if (file.bad()) return absl::UnavailableError(fmt::format("{}: cannot read {}", flag_, path_));
   return absl::OkStatus();
 }
 
@@ -138,7 +149,7 @@ absl::Status ResultStore::Add(const std::string& key, Result result) {
     if (!ends_in_line_) file << '\n';
     file << ResultLine(key, result) << '\n';
     file.close();
-    if (!file) return absl::UnavailableError(fmt::format("--out: cannot write {}", path_));
+    if (!file) return absl::UnavailableError(fmt::format("{}: cannot write {}", flag_, path_));
     ends_in_line_ = true;
   }
   results_[key] = std::move(result);

@@ -31,6 +31,9 @@ struct Result {
   std::vector<HeadReport> heads;
 };
 
+// Adds the recalls of a result, without those of heads.
+void MergeRecalls(const Result& result, SparseReport* sums);
+
 // One line of JSON, and back. InvalidArgument when the text is no such line.
 std::string ResultLine(const std::string& key, const Result& result);
 absl::StatusOr<std::pair<std::string, Result>> ParseResultLine(std::string_view line);
@@ -42,8 +45,8 @@ std::string DigestOf(const std::string& text);
 class ResultStore {
  public:
   // Reads what is there; a line that was cut off is left out. An empty `dir`: keeps them in memory
-  // alone. Errors name the file.
-  static absl::StatusOr<ResultStore> Open(const std::string& dir);
+  // alone. Errors name the file, and the flag ("--out") that named the folder.
+  static absl::StatusOr<ResultStore> Open(const std::string& flag, const std::string& dir);
 
   const Result* Find(const std::string& key) const;  // nullptr when there is none
   // Written before it returns.
@@ -53,6 +56,7 @@ class ResultStore {
  private:
   absl::Status Read();
 
+  std::string flag_;
   std::string path_;  // "" = memory alone
   bool ends_in_line_ = true;
   int64_t n_unreadable_ = 0;

@@ -8,6 +8,7 @@
 
 #include "server/eval/haystack.h"
 #include "server/eval/make_report.h"
+#include "server/eval/measure.h"
 #include "server/eval/question.h"
 #include "server/load/progress_bar.h"
 
@@ -16,7 +17,6 @@ namespace {
 
 constexpr int kPromptsVersion = 2;  // of the wording: results of another one are not taken over
 constexpr int64_t kMaxAnswerTokens = 128;
-constexpr size_t kMaxAnswerBytes = 1024;  // that are kept
 
 std::vector<TaskSpec> MakeSpecs(const EvalOptions& options) {
   std::vector<TaskSpec> specs;
@@ -76,7 +76,7 @@ class Evaluation {
   absl::StatusOr<Result> MeasureQuestion(const TaskSpec& spec, const Policy& policy);
   absl::StatusOr<Result> MeasurePerplexity(const TaskSpec& spec, const Policy& policy);
   absl::StatusOr<Result> MeasureAgreement(const TaskSpec& spec, const Policy& policy);
-  absl::StatusOr<Result> MeasureReference(const TaskSpec& spec, const Policy& dense);
+  absl::StatusOr<Result> MeasureReference(const TaskSpec& spec);
 
   std::string KeyOf(const TaskSpec& spec, const Policy& policy) const {
     return DigestOf(fmt::format("{}\n{} {} {} {} {}\n{}", state_, spec.suite, spec.task,
@@ -195,23 +195,6 @@ absl::StatusOr<Result> Evaluation::Measure(const TaskSpec& spec, const Policy& p
   return MeasureQuestion(spec, policy);
 }
 
-Result ResultOf(Reply reply) {
-  Result result;
-  result.answer = reply.text.substr(0, kMaxAnswerBytes);
-  result.prompt_tokens = reply.prompt_tokens;
-  result.ttft_s = reply.ttft_s;
-  result.density = reply.density;
-  result.recall_mean = reply.recall_mean;
-  const std::vector<int64_t>& histogram = reply.sparse.recall_histogram;
-  for (size_t cell = 0; cell < histogram.size(); ++cell) {
-    if (histogram[cell] > 0) result.recalls.emplace_back(cell, histogram[cell]);
-  }
-  result.recall_sum = reply.sparse.recall_sum;
-  // Nothing to keep where every head attended to everything.
-  if (reply.sparse.n_head_epochs > 0) result.heads = std::move(reply.sparse.heads);
-  return result;
-}
-
 absl::StatusOr<Result> Evaluation::MeasureQuestion(const TaskSpec& spec, const Policy& policy) {
   const std::string name = fmt::format("{} {} {} {} {}", spec.suite, spec.task, spec.length_tokens,
                                        spec.depth, spec.index);
@@ -254,29 +237,22 @@ absl::StatusOr<Result> Evaluation::MeasurePerplexity(const TaskSpec& spec, const
   return result;
 }
 
-absl::StatusOr<Result> Evaluation::MeasureReference(const TaskSpec& spec, const Policy& dense) {
-  std::vector<int32_t> ids = Document(spec, spec.length_tokens - kContinuedTokens);
-  LH_ASSIGN_OR_RETURN(Reply reply, model_->AskTokens(ids, dense, kContinuedTokens));
+absl::StatusOr<Result> Evaluation::MeasureReference(const TaskSpec& spec) {
+  LH_ASSIGN_OR_RETURN(
+      Continuation dense,
+      ContinueDense(*model_, Document(spec, spec.length_tokens - kContinuedTokens)));
   Result result;
-  result.tokens = reply.tokens;
-  ids.insert(ids.end(), reply.tokens.begin(), reply.tokens.end());
-  const auto n_last = static_cast<int64_t>(reply.tokens.size());
-  LH_ASSIGN_OR_RETURN(PromptScores scores,
-                      model_->Score(std::move(ids), dense, kTopTokens, n_last));
-  for (const std::vector<TokenLogprob>& place : scores.top) {
-    result.top.emplace_back();
-    for (const TokenLogprob& top : place) result.top.back().emplace_back(top.token, top.logprob);
-  }
+  result.tokens = std::move(dense.tokens);
+  result.top = std::move(dense.top);
   return result;
 }
 
 absl::StatusOr<Result> Evaluation::MeasureAgreement(const TaskSpec& spec, const Policy& policy) {
   TaskSpec reference_spec = spec;
   reference_spec.task = "reference";
-  const Policy dense{.name = "dense", .mode = "dense", .values = {}};
-  const std::string key = KeyOf(reference_spec, dense);
+  const std::string key = KeyOf(reference_spec, DensePolicy());
   if (store_.Find(key) == nullptr) {
-    LH_ASSIGN_OR_RETURN(Result reference, MeasureReference(spec, dense));
+    LH_ASSIGN_OR_RETURN(Result reference, MeasureReference(spec));
     LH_RETURN_IF_ERROR(store_.Add(key, std::move(reference)));
   }
   const Result& reference = *store_.Find(key);
@@ -285,37 +261,14 @@ absl::StatusOr<Result> Evaluation::MeasureAgreement(const TaskSpec& spec, const 
   const auto n_last = static_cast<int64_t>(reference.tokens.size());
   LH_ASSIGN_OR_RETURN(PromptScores scores,
                       model_->Score(std::move(ids), policy, kTopTokens, n_last));
-  double n_same = 0, kl = 0;
-  for (size_t i = 0; i < scores.top.size(); ++i) {
-    n_same += scores.top[i][0].token == reference.tokens[i];
-    kl += TopKl(reference.top[i], scores.top[i]);
-  }
-  const auto n = static_cast<double>(scores.top.size());
+  const Agreement agreement = Compare(reference.tokens, reference.top, scores);
   Result result = ResultOf(std::move(scores.reply));
   result.ttft_s = 0;  // it held the probabilities of every token
-  result.values = {n_same / n, kl / n};
+  result.values = {agreement.share, agreement.kl};
   return result;
 }
 
 }  // namespace
-
-double TopKl(const std::vector<std::pair<int32_t, float>>& dense,
-             const std::vector<TokenLogprob>& policy) {
-  constexpr double kLeast = 1e-9;  // of the rest: what rounding leaves of nothing
-  double kl = 0, dense_rest = 1, policy_rest = 1;
-  for (const auto& [token, logprob] : dense) {
-    const auto same = std::find_if(policy.begin(), policy.end(),
-                                   [t = token](const TokenLogprob& p) { return p.token == t; });
-    const double q = same != policy.end() ? same->logprob : policy.back().logprob;
-    const double p = std::exp(double{logprob});
-    kl += p * (logprob - q);
-    dense_rest -= p;
-    policy_rest -= std::exp(q);
-  }
-  dense_rest = std::max(dense_rest, kLeast);
-  policy_rest = std::max(policy_rest, kLeast);
-  return std::max(0.0, kl + dense_rest * std::log(dense_rest / policy_rest));
-}
 
 absl::StatusOr<EvalReport> RunEval(const EvalOptions& options, EvalTarget& target,
                                    ModelTarget* model, ResultStore& store, std::FILE* progress) {

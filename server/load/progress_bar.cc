@@ -42,6 +42,12 @@ void ProgressBar::SetLabel(std::string label) {
   std::fflush(out_);
 }
 
+void ProgressBar::Note(const std::string& line) {
+  fmt::print(out_, "{}{}\n", terminal_ ? "\r\033[K" : "", line);
+  Redraw();
+  std::fflush(out_);
+}
+
 void ProgressBar::Redraw() {
   if (!terminal_ || !share_) return;
   const double share = std::clamp(share_(), 0.0, 1.0);

@@ -20,6 +20,8 @@ class ProgressBar {
   void Begin(std::string label, double seconds);
   // The same phase goes on under another name.
   void SetLabel(std::string label);
+  // A line that stays, above the bar.
+  void Note(const std::string& line);
   void Redraw();
   // Ends the phase and removes the line, so that other output can follow.
   void Clear();

@@ -10,6 +10,7 @@
 
 #include "server/eval/haystack.h"
 #include "server/eval/make_report.h"
+#include "server/eval/measure.h"
 #include "server/eval/policy.h"
 #include "server/eval/question.h"
 #include "server/eval/result.h"
@@ -79,7 +80,7 @@ TEST(PolicyTest, RefusesByName) {
 }
 
 TEST(OptionsTest, RefusesByName) {
-  EXPECT_TRUE(CheckOptions({}).ok());
+  EXPECT_TRUE(CheckOptions(EvalOptions()).ok());
   const auto refused = [](auto change, const char* expected) {
     EvalOptions options;
     change(options);
@@ -333,7 +334,7 @@ TEST(ResultStoreTest, GoesOnWhereItWas) {
   const auto dir = std::filesystem::path(::testing::TempDir()) / "longhaul_eval_store_test";
   std::filesystem::remove_all(dir);
   {
-    auto store = ResultStore::Open(dir.string());
+    auto store = ResultStore::Open("--out", dir.string());
     ASSERT_TRUE(store.ok()) << store.status();
     EXPECT_EQ(store->Find("a"), nullptr);
     ASSERT_TRUE(store->Add("a", MakeResult()).ok());
@@ -345,19 +346,19 @@ TEST(ResultStoreTest, GoesOnWhereItWas) {
     out << ResultLine("b", MakeResult()).substr(0, 30);
   }
   {
-    auto store = ResultStore::Open(dir.string());
+    auto store = ResultStore::Open("--out", dir.string());
     ASSERT_TRUE(store.ok());
     EXPECT_EQ(store->n_unreadable(), 1);
     EXPECT_NE(store->Find("a"), nullptr);
     EXPECT_EQ(store->Find("b"), nullptr);
     ASSERT_TRUE(store->Add("c", MakeResult()).ok());
   }
-  auto store = ResultStore::Open(dir.string());
+  auto store = ResultStore::Open("--out", dir.string());
   ASSERT_TRUE(store.ok());
   EXPECT_NE(store->Find("a"), nullptr);
   EXPECT_NE(store->Find("c"), nullptr) << "it stands on a line of its own";
   std::filesystem::remove_all(dir);
-  EXPECT_TRUE(absl::IsInvalidArgument(ResultStore::Open("/dev/null/x").status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(ResultStore::Open("--out", "/dev/null/x").status()));
 }
 
 TEST(ReportTest, SumsByPolicyAndLength) {
