@@ -205,11 +205,13 @@ template <int kHeadDim>
 class Consumer {
  public:
   LH_DEVICE Consumer(const HopperParams& p, const Work& work, int index, Shared<BF16> queries,
-                     const TileRing<kHeadDim>& keys, const TileRing<kHeadDim>& values)
+                     Shared<float> unread, const TileRing<kHeadDim>& keys,
+                     const TileRing<kHeadDim>& values)
       : p_(p),
         work_(work),
         index_(index),
         queries_(queries + index * kGroupRows * kHeadDim),
+        unread_(unread + index * kWarpGroupThreads),
         keys_(keys),
         values_(values) {
     const int first = work.row_begin + index * kGroupRows + WarpId() % 4 * 16;
@@ -250,6 +252,10 @@ class Consumer {
       WgmmaWait<1>(scores_);
       keys_.Release(slot);
       Softmax(tile, decay);
+      // Nobody reads it. But ptxas (13.0) moves a wait for wgmma up through arithmetic, here
+      // through the whole softmax, which would then run beside no product; through a store it does
+      // not.
+      unread_[ThreadId() % kWarpGroupThreads] = sum_[0] + sum_[1];
       WgmmaWait<0>(output_, weights_);
       values_.Release(before);
       PackWeights();
@@ -406,6 +412,7 @@ class Consumer {
   const Work& work_;
   const int index_;
   const Shared<BF16> queries_;
+  const Shared<float> unread_;  // of this warp group
   const TileRing<kHeadDim>& keys_;
   const TileRing<kHeadDim>& values_;
   Visible visible_[2];
@@ -429,6 +436,7 @@ HopperKernel(LH_GRID_CONSTANT const HopperParams p) {
   const Shared<BF16> queries = arena.Carve<BF16>(kBlockRows * kHeadDim, 1024);
   TileRing<kHeadDim> keys(arena);
   TileRing<kHeadDim> values(arena);
+  const Shared<float> unread = arena.Carve<float>(kConsumers * kWarpGroupThreads);
   keys.CarveBarriers(arena);
   values.CarveBarriers(arena);
   if (ThreadId() == 0) {
@@ -444,7 +452,7 @@ HopperKernel(LH_GRID_CONSTANT const HopperParams p) {
     if (ThreadId() == 0) Produce<kHeadDim>(p, work, keys, values);
   } else {
     TakeRegisters<kConsumerRegisters>();
-    Consumer<kHeadDim> consumer(p, work, warp_group - 1, queries, keys, values);
+    Consumer<kHeadDim> consumer(p, work, warp_group - 1, queries, unread, keys, values);
     consumer.Run();
     consumer.Write();
   }
@@ -454,6 +462,7 @@ template <int kHeadDim>
 cudaError_t LaunchHopper(const HopperParams& p, cudaStream_t stream) {
   constexpr int kSharedBytes = kBlockRows * kHeadDim * static_cast<int>(sizeof(BF16)) +
                                2 * kStages * TileRing<kHeadDim>::kTileBytes +
+                               CarvedBytes<float>(kConsumers * kWarpGroupThreads) +
                                4 * kStages * static_cast<int>(sizeof(TransactionBarrier));
   static_assert(kSharedBytes <= kMaxSharedBytes);
   return Launch({.name = "attend dense (hopper)",
