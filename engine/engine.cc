@@ -79,8 +79,7 @@ class EngineImpl : public Engine {
                 .max_choices = config.max_num_seqs,
                 .vocab_size = executor_->shape().vocab_size,
                 .n_layers = executor_->shape().n_layers,
-                .n_heads = executor_->shape().n_heads,
-                .has_fixed_budgets = executor_->has_fixed_budgets()},
+                .n_heads = executor_->shape().n_heads},
         scheduler_(config_, executor_->shape(), executor_->n_pages()),
         inbox_(std::make_shared<Inbox>()) {
     scheduler_.SetCostModel(cost_model);

@@ -92,8 +92,7 @@ absl::Status CheckRequest(const Request& request, const RequestLimits& limits) {
   }
   if (request.sparse.has_value()) {
     LH_RETURN_IF_ERROR(request.sparse->Validate());
-    LH_RETURN_IF_ERROR(
-        request.sparse->CheckModel(limits.n_layers, limits.n_heads, limits.has_fixed_budgets));
+    LH_RETURN_IF_ERROR(request.sparse->CheckModel(limits.n_layers, limits.n_heads));
   }
   for (int32_t token : request.stop_token_ids) {
     if (token < 0 || token >= limits.vocab_size) {

@@ -18,7 +18,6 @@ struct RequestLimits {
   int32_t vocab_size = 0;
   int32_t n_layers = 0;
   int32_t n_heads = 0;  // query heads
-  bool has_fixed_budgets = true;
 };
 
 // InvalidArgument for a value outside its range, OutOfRange for a request that is too long for

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "engine/logprobs.h"
+#include "kernels/draw_token.h"
 
 namespace longhaul {
 namespace {
@@ -37,44 +38,8 @@ uint64_t InitialState(const SamplingParams& params, int32_t choice) {
   return state;
 }
 
-// In [0, 1), 53 random bits.
-double UniformDouble(uint64_t& state) {
-  return static_cast<double>(NextRandom(state) >> 11) * 0x1p-53;
-}
-
 // A NaN never wins a comparison from here on.
 float NanToNever(float logit) { return std::isnan(logit) ? kNever : logit; }
-
-// Moves the `k` likeliest to the front, in order.
-void SelectTop(std::vector<TokenLogprob>& candidates, size_t k) {
-  k = std::min(k, candidates.size());
-  if (k < candidates.size()) {
-    std::nth_element(candidates.begin(), candidates.begin() + k, candidates.end(), Likelier);
-  }
-  std::sort(candidates.begin(), candidates.begin() + k, Likelier);
-}
-
-// How many of the likeliest candidates hold `share` of `total`; they are at the front afterwards,
-// in order. Looks at 64, then 256, ... of them: a nucleus is small and the vocabulary is not.
-// `weight` is relative probability.
-template <typename Weight>
-size_t SelectNucleus(std::vector<TokenLogprob>& candidates, double need, Weight&& weight) {
-  double sum = 0;
-  size_t n_ordered = 0;
-  for (size_t n_try = 64; n_ordered < candidates.size(); n_try *= 4) {
-    const size_t end = std::min(n_try, candidates.size());
-    const auto begin = candidates.begin() + n_ordered;
-    if (end < candidates.size()) {
-      std::nth_element(begin, candidates.begin() + end, candidates.end(), Likelier);
-    }
-    std::sort(begin, candidates.begin() + end, Likelier);
-    for (; n_ordered < end; ++n_ordered) {
-      sum += weight(candidates[n_ordered]);
-      if (sum >= need) return n_ordered + 1;
-    }
-  }
-  return candidates.size();
-}
 
 }  // namespace
 
@@ -119,44 +84,23 @@ void Sampler::Adjust(std::span<const float> logits, std::span<const int32_t> for
   }
 }
 
-int32_t Sampler::Draw(float best) {
-  // Relative probability: 1 for the likeliest. In f64, so that a tiny temperature is still greedy.
-  const double scale = 1.0 / params_.temperature;
-  const auto weight = [&](const TokenLogprob& c) {
-    return std::exp((double{c.logprob} - double{best}) * scale);
-  };
-  std::vector<TokenLogprob>& candidates = scratch_;
-  candidates.clear();
-  for (size_t token = 0; token < adjusted_.size(); ++token) {
-    if (adjusted_[token] != kNever) {
-      candidates.push_back({.token = static_cast<int32_t>(token), .logprob = adjusted_[token]});
-    }
-  }
-  if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < candidates.size()) {
-    SelectTop(candidates, params_.top_k);
-    candidates.resize(params_.top_k);
-  }
-  if (params_.top_p < 1.0f) {
-    double total = 0;
-    for (const TokenLogprob& c : candidates) total += weight(c);
-    candidates.resize(SelectNucleus(candidates, total * params_.top_p, weight));
-  }
-  if (params_.min_p > 0) {
-    std::erase_if(candidates, [&](const TokenLogprob& c) { return weight(c) < params_.min_p; });
-  }
+bool Sampler::is_plain() const {
+  return params_.repetition_penalty == 1.0f && params_.presence_penalty == 0.0f &&
+         params_.frequency_penalty == 0.0f && bias_.empty() && params_.n_logprobs < 0;
+}
 
-  double total = 0;
-  for (const TokenLogprob& c : candidates) total += weight(c);
-  double left = UniformDouble(rng_state_) * total;
-  int32_t last_possible = candidates.front().token;
-  for (const TokenLogprob& c : candidates) {
-    const double w = weight(c);
-    if (w <= 0) continue;
-    last_possible = c.token;
-    left -= w;
-    if (left < 0) break;
-  }
-  return last_possible;
+TokenDraw Sampler::NextDraw() const {
+  uint64_t state = rng_state_;
+  return {.temperature = params_.temperature,
+          .top_k = params_.top_k,
+          .top_p = params_.top_p,
+          .min_p = params_.min_p,
+          .random = NextRandom(state)};
+}
+
+void Sampler::Accept(int32_t token) {
+  NextRandom(rng_state_);
+  ++n_output_[token];
 }
 
 void Sampler::FillLogprobs(std::span<const float> logits, Sampled& sampled) const {
@@ -179,13 +123,11 @@ Sampled Sampler::Sample(std::span<const float> logits, std::span<const int32_t> 
       ++sampled.token;
     }
   } else if (params_.temperature > 0 && std::isfinite(*best)) {
-    sampled.token = Draw(*best);
+    sampled.token = DrawToken(adjusted_, NextDraw(), scratch_);
   }
   if (params_.n_logprobs >= 0) FillLogprobs(logits, sampled);
-  Count(sampled.token);
+  Accept(sampled.token);
   return sampled;
 }
-
-void Sampler::Count(int32_t token) { ++n_output_[token]; }
 
 }  // namespace longhaul

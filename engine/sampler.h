@@ -2,6 +2,10 @@
 // (greedy ends here), temperature, top-k, top-p, min-p, draw. Logprobs are of the raw model
 // distribution (log-softmax of the logits before any change), as OpenAI and vLLM report them. One
 // per sequence; holds its random state and token counts. Not thread safe.
+//
+// The part behind the logit bias is kernels/draw_token.h. Where nothing comes before it and no
+// logprobs are wanted, a backend may do it where the logits are: NextDraw says what, Accept what
+// came out, and the tokens are those of Sample.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +14,7 @@
 #include <vector>
 
 #include "engine/request.h"
+#include "kernels/args.h"
 
 namespace longhaul {
 
@@ -28,22 +33,24 @@ class Sampler {
   // logits: [V] f32, not modified. Tokens in `forbidden` are never chosen (min_tokens).
   Sampled Sample(std::span<const float> logits, std::span<const int32_t> forbidden);
 
+  // Whether Sample with nothing forbidden is NextDraw on the logits as they are.
+  bool is_plain() const;
+  // The next token's; the same until it is known.
+  TokenDraw NextDraw() const;
+  void Accept(int32_t token);
+
  private:
   float Adjusted(int32_t token, float logit) const;
   // Fills adjusted_; -inf = never.
   void Adjust(std::span<const float> logits, std::span<const int32_t> forbidden);
-  // A random token of adjusted_, whose largest value is `best`.
-  int32_t Draw(float best);
   void FillLogprobs(std::span<const float> logits, Sampled& sampled) const;
-  void Count(int32_t token);
-
   SamplingParams params_;
   uint64_t rng_state_;
   std::vector<bool> in_prompt_;                    // [V], only when the repetition penalty is on
   std::unordered_map<int32_t, int32_t> n_output_;  // occurrences in the output
   std::unordered_map<int32_t, float> bias_;
-  std::vector<float> adjusted_;        // [V]
-  std::vector<TokenLogprob> scratch_;  // candidates
+  std::vector<float> adjusted_;  // [V]
+  std::vector<uint32_t> scratch_;
 };
 
 }  // namespace longhaul

@@ -145,7 +145,7 @@ class Scheduler {
   Sequence* LeaderOf(const Sequence& sequence) const;
 
   // Completion
-  void CompleteRow(const PlannedRow& row, std::span<const float> logits, int64_t now_us);
+  void CompleteRow(const PlannedRow& row, const RowResult& result, int64_t now_us);
   void CompleteSlice(const PlannedSlice& planned, const PrefillSlice& slice,
                      const SliceResult& result, int64_t now_us);
   void ChargeTurn(const PlannedSlice& planned, double elapsed_us);

@@ -10,10 +10,10 @@
 namespace longhaul {
 
 void Scheduler::Complete(const StepResult& result, int64_t now_us) {
-  if (result.decode_logits.size() != rows_.size() || result.slices.size() != slices_.size()) {
-    Fail(absl::InternalError(fmt::format(
-             "the executor answered {} decode rows and {} slices of {} and {}",
-             result.decode_logits.size(), result.slices.size(), rows_.size(), slices_.size())),
+  if (result.decode.size() != rows_.size() || result.slices.size() != slices_.size()) {
+    Fail(absl::InternalError(
+             fmt::format("the executor answered {} decode rows and {} slices of {} and {}",
+                         result.decode.size(), result.slices.size(), rows_.size(), slices_.size())),
          now_us);
     return;
   }
@@ -23,7 +23,7 @@ void Scheduler::Complete(const StepResult& result, int64_t now_us) {
   cost_.ObserveDecode(static_cast<int64_t>(rows_.size()), n_keys,
                       static_cast<double>(result.decode_us));
   for (size_t i = 0; i < rows_.size(); ++i) {
-    CompleteRow(rows_[i], result.decode_logits[i], now_us);
+    CompleteRow(rows_[i], result.decode[i], now_us);
   }
   for (size_t i = 0; i < slices_.size(); ++i) {
     CompleteSlice(slices_[i], plan_.prefill[i], result.slices[i], now_us);
@@ -32,11 +32,14 @@ void Scheduler::Complete(const StepResult& result, int64_t now_us) {
   RemoveEnded();
 }
 
-void Scheduler::CompleteRow(const PlannedRow& row, std::span<const float> logits, int64_t now_us) {
+void Scheduler::CompleteRow(const PlannedRow& row, const RowResult& result, int64_t now_us) {
   Sequence& sequence = *row.sequence;
   Choice& choice = *row.choice;
   if (sequence.ended) return;  // another choice of it failed in this step
-  if (absl::Status status = CheckLogits(logits, shape_.vocab_size); !status.ok()) {
+  const bool drawn = result.logits.empty() && sequence.NextDraw(choice).has_value();
+  const absl::Status status = drawn ? CheckToken(result.token, shape_.vocab_size)
+                                    : CheckLogits(result.logits, shape_.vocab_size);
+  if (!status.ok()) {
     End(sequence, status, now_us);
     return;
   }
@@ -44,7 +47,11 @@ void Scheduler::CompleteRow(const PlannedRow& row, std::span<const float> logits
   cache_.SetComplete(*choice.lease, n_tokens);
   if (sequence.dense && n_tokens % kPageTokens == 0) PublishAnswer(sequence, choice);
 
-  sequence.AcceptLogits(choice, logits);
+  if (drawn) {
+    sequence.AcceptDrawn(choice, result.token);
+  } else {
+    sequence.AcceptLogits(choice, result.logits);
+  }
   CountChoice(choice, sequence);
   if (!choice.finished()) return;
   choice.lease.reset();

@@ -46,7 +46,8 @@ void Scheduler::PlanDecode() {
       plan_.decode.push_back({.seq_id = choice.seq_id,
                               .token = choice.output.back(),
                               .position = position,
-                              .pages = choice.lease->pages()});
+                              .pages = choice.lease->pages(),
+                              .draw = sequence->NextDraw(choice)});
       rows_.push_back({.sequence = sequence.get(), .choice = &choice});
     }
   }

@@ -141,7 +141,7 @@ class Measurement {
 
   absl::StatusOr<StepResult> Execute(const StepPlan& plan) {
     absl::StatusOr<StepResult> result = executor_.Execute(plan);
-    if (result.ok() && result->decode_logits.size() == plan.decode.size() &&
+    if (result.ok() && result->decode.size() == plan.decode.size() &&
         result->slices.size() == plan.prefill.size()) {
       return result;
     }

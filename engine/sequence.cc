@@ -7,6 +7,7 @@
 #include "fmt/format.h"
 #include "kernels/base/check.h"
 #include "kernels/base/checked_math.h"
+#include "kernels/draw_token.h"
 
 namespace longhaul {
 namespace {
@@ -39,6 +40,19 @@ absl::Status CheckPromptLogprobs(const PromptLogprobsEvent& logprobs) {
                       "or the KV storage type may be too coarse for this prompt",
                       logprobs.begin + (&token - logprobs.tokens.data())));
     }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckToken(int32_t token, int32_t vocab_size) {
+  if (token == kBrokenLogits) {
+    return absl::InternalError(
+        "the model returned NaN or infinite logits, or none that is finite; the weights or the KV "
+        "storage type may be too coarse for this prompt");
+  }
+  if (token < 0 || token >= vocab_size) {
+    return absl::InternalError(
+        fmt::format("the executor drew token {} of a vocabulary of {}", token, vocab_size));
   }
   return absl::OkStatus();
 }
@@ -129,13 +143,28 @@ void Sequence::StartChoices(std::span<const float> logits, int64_t* next_seq_id,
   }
 }
 
-void Sequence::AcceptLogits(Choice& choice, std::span<const float> logits) {
-  const auto n_output = static_cast<int64_t>(choice.output.size());
-  std::span<const int32_t> forbidden;
-  if (n_output < request.sampling.min_tokens) forbidden = request.stop_token_ids;
-  Sampled sampled = choice.sampler.Sample(logits, forbidden);
-  choice.output.push_back(sampled.token);
+std::optional<TokenDraw> Sequence::NextDraw(const Choice& choice) const {
+  if (!choice.sampler.is_plain() || !Forbidden(choice).empty()) return std::nullopt;
+  return choice.sampler.NextDraw();
+}
 
+std::span<const int32_t> Sequence::Forbidden(const Choice& choice) const {
+  const auto n_output = static_cast<int64_t>(choice.output.size());
+  if (n_output < request.sampling.min_tokens) return request.stop_token_ids;
+  return {};
+}
+
+void Sequence::AcceptLogits(Choice& choice, std::span<const float> logits) {
+  EmitToken(choice, choice.sampler.Sample(logits, Forbidden(choice)));
+}
+
+void Sequence::AcceptDrawn(Choice& choice, int32_t token) {
+  choice.sampler.Accept(token);
+  EmitToken(choice, {.token = token, .top_logprobs = {}});
+}
+
+void Sequence::EmitToken(Choice& choice, Sampled sampled) {
+  choice.output.push_back(sampled.token);
   TokenEvent event;
   event.choice = choice.index;
   event.token = sampled.token;
@@ -144,7 +173,7 @@ void Sequence::AcceptLogits(Choice& choice, std::span<const float> logits) {
   const std::vector<int32_t>& stops = request.stop_token_ids;
   if (std::find(stops.begin(), stops.end(), sampled.token) != stops.end()) {
     event.finish = FinishReason::kStop;
-  } else if (n_output + 1 >= request.max_tokens) {
+  } else if (static_cast<int64_t>(choice.output.size()) >= request.max_tokens) {
     event.finish = FinishReason::kLength;
   }
   choice.finish = event.finish;

@@ -39,6 +39,8 @@ bool IsDensePolicy(const SparseOptions& options);
 
 // InternalError when the logits hold NaN or +inf or nothing finite.
 absl::Status CheckLogits(std::span<const float> logits, int32_t vocab_size);
+// The same of a token that was drawn from them elsewhere.
+absl::Status CheckToken(int32_t token, int32_t vocab_size);
 
 // InternalError when a token's logprob is NaN.
 absl::Status CheckPromptLogprobs(const PromptLogprobsEvent& logprobs);
@@ -101,9 +103,17 @@ struct Sequence {
   // The prompt is computed: makes the choices and gives each its first token (none if max_tokens is
   // 0). Logits were checked.
   void StartChoices(std::span<const float> logits, int64_t* next_seq_id, int64_t now_us);
+  // How the choice's next token is drawn, where its logits are wanted for nothing else.
+  std::optional<TokenDraw> NextDraw(const Choice& choice) const;
   // Samples the choice's next token, emits it, and marks the choice when it ends.
   void AcceptLogits(Choice& choice, std::span<const float> logits);
+  // The same with the token that NextDraw gave.
+  void AcceptDrawn(Choice& choice, int32_t token);
   bool AllFinished() const;
+
+  // Tokens that must not come next (min_tokens).
+  std::span<const int32_t> Forbidden(const Choice& choice) const;
+  void EmitToken(Choice& choice, Sampled sampled);
 
   ProgressEvent Progress(Phase phase, int64_t now_us, int64_t eta_us) const;
   void EmitDone(const absl::Status& status, int64_t now_us);

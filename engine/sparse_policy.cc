@@ -137,15 +137,8 @@ absl::Status SparseOptions::Validate() const {
   return CheckInt("auto_min_keys", auto_min_keys, 0, int64_t{1} << 40);
 }
 
-absl::Status SparseOptions::CheckModel(int32_t n_layers, int32_t n_heads,
-                                       bool has_fixed_budgets) const {
-  if (mode != SparseMode::kVerticalSlash) return absl::OkStatus();
-  if (!has_fixed_budgets) {
-    return absl::UnimplementedError(
-        "sparse mode vertical_slash is not available on this device; use sample, or the CPU "
-        "backend");
-  }
-  if (head_budgets == nullptr) return absl::OkStatus();
+absl::Status SparseOptions::CheckModel(int32_t n_layers, int32_t n_heads) const {
+  if (mode != SparseMode::kVerticalSlash || head_budgets == nullptr) return absl::OkStatus();
   if (head_budgets->n_layers == n_layers && head_budgets->n_heads == n_heads) {
     return absl::OkStatus();
   }

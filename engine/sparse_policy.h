@@ -53,9 +53,8 @@ struct SparseOptions {
 
   // InvalidArgument naming the field, its value and the allowed range.
   absl::Status Validate() const;
-  // Whether a model of that many layers and query heads can follow: InvalidArgument where the
-  // budgets are another model's, Unimplemented where the backend cannot select by budgets.
-  absl::Status CheckModel(int32_t n_layers, int32_t n_heads, bool has_fixed_budgets) const;
+  // InvalidArgument where the budgets are those of a model of other layers or query heads.
+  absl::Status CheckModel(int32_t n_layers, int32_t n_heads) const;
   // Text of every value that changes KV content; part of the prefix cache key.
   std::string CacheKey() const;
 };

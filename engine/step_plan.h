@@ -5,11 +5,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "engine/request.h"
 #include "engine/sparse_policy.h"
+#include "kernels/args.h"
 #include "kernels/base/status.h"
 
 namespace longhaul {
@@ -20,6 +22,8 @@ struct DecodeRow {
   int32_t token = 0;
   int64_t position = 0;
   std::span<const int32_t> pages;  // [position / 64 + 1] in token order; the last one is writable
+  // The logits are wanted for nothing but this: the executor may answer with the token alone.
+  std::optional<TokenDraw> draw{};
 };
 
 // Layers [layer_begin, layer_end) of one epoch of one prompt. Layer 0 starts from `tokens`; a later
@@ -67,10 +71,17 @@ struct SliceResult {
   PromptLogprobsEvent prompt_logprobs;  // of the slice's logprob_tokens
 };
 
+// The answer to a decode row: logits [V], or without them the token of its draw (kBrokenLogits of
+// kernels/draw_token.h where there is none).
+struct RowResult {
+  std::span<const float> logits;
+  int32_t token = 0;
+};
+
 struct StepResult {
   int64_t decode_us = 0;
-  std::vector<std::span<const float>> decode_logits;  // per decode row: [V]
-  std::vector<SliceResult> slices;                    // per prefill slice
+  std::vector<RowResult> decode;    // per decode row
+  std::vector<SliceResult> slices;  // per prefill slice
 };
 
 // What the scheduler must know of the model.
@@ -90,8 +101,6 @@ class Executor {
   virtual ~Executor() = default;
   virtual const ModelShape& shape() const = 0;
   virtual int32_t n_pages() const = 0;  // of the KV pool
-  // Whether prefill can follow SparseMode::kVerticalSlash.
-  virtual bool has_fixed_budgets() const { return true; }
   // Spans in the result stay valid until the next call. A status that is not OK is fatal to the
   // requests of this step, not to the engine.
   virtual absl::StatusOr<StepResult> Execute(const StepPlan& plan) = 0;

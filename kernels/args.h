@@ -116,6 +116,7 @@ struct RopeKvWriteArgs {
   const KvView* kvs = nullptr;         // host: [T / rows_per_kv]
   const KvView* kvs_copy = nullptr;    // the same in backend memory, see below
   int64_t rows_per_kv = 0;             // T for a prefill slice, 1 for decode rows
+                                       // (on CUDA, a row whose kvs_copy has no tokens is left out)
   DualChunkRope dual = {};
 };
 
@@ -340,6 +341,24 @@ struct AuditArgs {
   TensorView recall;              // [H, R - n_voting] f32, written, clipped to [0, 1]
   uint8_t* repair = nullptr;      // [H] written
   float* alpha = nullptr;         // [H] in and out, at least target afterwards
+};
+
+// How a token is drawn: of the top_k likeliest (0 = all), the fewest that hold top_p of their
+// probability, without those less than min_p as likely as the likeliest, each as often as its share
+// says. `random` decides: any 64 bits, all equally likely. kernels/draw_token.h is exact.
+struct TokenDraw {
+  float temperature = 0;  // 0 = the likeliest token, whatever the rest says
+  int32_t top_k = 0;
+  float top_p = 1;  // (0, 1]
+  float min_p = 0;  // [0, 1]
+  uint64_t random = 0;
+};
+
+struct DrawTokensArgs {
+  TensorView logits;                 // [T, V] f32; rows may be strided
+  const TokenDraw* draws = nullptr;  // [T]
+  int32_t* tokens = nullptr;         // [T] written; kBrokenLogits where a logit is NaN or +inf, or
+                                     // none is finite
 };
 
 // Whole pages, all layers: dst[i] <- src[i]. Used by copy on write.

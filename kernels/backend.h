@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -50,9 +51,6 @@ class Backend {
 
   // Whether the attention ops know dual chunk attention (DualChunkQueries).
   virtual bool has_dual_chunk() const { return false; }
-
-  // Whether SelectBudget is there.
-  virtual bool has_fixed_budgets() const { return false; }
 
   // Of the device, or of this machine and its control group.
   virtual MemoryInfo Memory() const = 0;
@@ -99,10 +97,18 @@ class Backend {
   virtual void SelectStreaming(const SelectStreamingArgs& args) = 0;
   virtual void SampleMass(const SampleMassArgs& args) = 0;
   virtual void SelectKeys(const SelectKeysArgs& args) = 0;
-  // To be called only where has_fixed_budgets().
-  virtual void SelectBudget(const SelectBudgetArgs& /*args*/) { LH_CHECK(has_fixed_budgets()); }
+  virtual void SelectBudget(const SelectBudgetArgs& args) = 0;
   virtual void AttendSparse(const AttendSparseArgs& args) = 0;
   virtual void Audit(const AuditArgs& args) = 0;
+
+  virtual void DrawTokens(const DrawTokensArgs& args) = 0;
+
+  // Issues the ops that `issue` issues. Where has_replay(), they are recorded under `key` and played
+  // back from then on, without a call of `issue`: it must be the same ops on the same memory again,
+  // without uploads, downloads and waits. What the memory holds may change. A key is one recording
+  // of this backend.
+  virtual bool has_replay() const { return false; }
+  virtual void Replay(int64_t /*key*/, const std::function<void()>& issue) { issue(); }
 
   // Waits for everything issued so far: downloads are complete afterwards.
   virtual void Synchronize() = 0;

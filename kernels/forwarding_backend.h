@@ -20,7 +20,6 @@ class ForwardingBackend : public Backend {
     return to_.CheckKvLayout(layout);
   }
   bool has_dual_chunk() const override { return to_.has_dual_chunk(); }
-  bool has_fixed_budgets() const override { return to_.has_fixed_budgets(); }
   MemoryInfo Memory() const override { return to_.Memory(); }
   absl::StatusOr<Buffer> Allocate(int64_t n_bytes) override { return to_.Allocate(n_bytes); }
   void Upload(const void* from, void* to, int64_t n_bytes) override {
@@ -59,6 +58,7 @@ class ForwardingBackend : public Backend {
   void SelectBudget(const SelectBudgetArgs& args) override { to_.SelectBudget(args); }
   void AttendSparse(const AttendSparseArgs& args) override { to_.AttendSparse(args); }
   void Audit(const AuditArgs& args) override { to_.Audit(args); }
+  void DrawTokens(const DrawTokensArgs& args) override { to_.DrawTokens(args); }
   void Synchronize() override { to_.Synchronize(); }
 
  private:

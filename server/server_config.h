@@ -32,6 +32,7 @@ struct ServerConfig {
   std::string kv_cache_dtype = "auto";
   int64_t kv_cache_memory_bytes = 0;
   double gpu_memory_utilization = 0.9;
+  bool enforce_eager = false;
   int64_t max_num_seqs = 64;
   int64_t max_num_queued_reqs = 256;
   int64_t max_num_queued_tokens = int64_t{1} << 24;

@@ -318,11 +318,8 @@ void Transformer::Prefill(const PrefillSlice& slice, TensorView hidden, TensorVi
   attention.Finish(report);
 }
 
-void Transformer::Decode(std::span<const DecodeRow> rows, TensorView logits, Arena& arena) {
-  const int64_t n_rows = static_cast<int64_t>(rows.size());
-  LH_CHECK(n_rows > 0 && logits.dim(0) == n_rows);
-  ArenaScope scope(arena);
-  const TensorView x = arena.Allocate(DType::kF32, {n_rows, config_.shape.hidden_size});
+Transformer::Batch Transformer::UploadDecode(std::span<const DecodeRow> rows, int64_t n_places,
+                                             int64_t page_capacity, Arena& arena) {
   positions_.clear();
   std::vector<int32_t> token_ids;
   std::vector<int32_t> pages;  // of all rows, one after the other
@@ -332,20 +329,45 @@ void Transformer::Decode(std::span<const DecodeRow> rows, TensorView logits, Are
     pages.insert(pages.end(), row.pages.begin(),
                  row.pages.begin() + row.position / kPageTokens + 1);
   }
-  const int32_t* row_pages = UploadArray<int32_t>(pages, arena);
+  token_ids.resize(n_places);  // a place that is nobody's has no keys, which says it all
+  positions_.resize(n_places);
+  LH_CHECK(static_cast<int64_t>(pages.size()) <= page_capacity);
+  auto* row_pages = arena.Allocate(DType::kI32, {page_capacity}).As<int32_t>();
+  backend_.Upload(pages.data(), row_pages,
+                  BytesOf(static_cast<int64_t>(pages.size()), sizeof(int32_t)));
   kvs_.clear();
-  for (int64_t position : positions_) {
-    kvs_.push_back(layout_.View(kv_pool_, row_pages, position + 1, 0));
-    row_pages += position / kPageTokens + 1;
+  for (const DecodeRow& row : rows) {
+    kvs_.push_back(layout_.View(kv_pool_, row_pages, row.position + 1, 0));
+    row_pages += row.position / kPageTokens + 1;
   }
-  Forward({.token_ids = UploadArray<int32_t>(token_ids, arena),
-           .positions = UploadArray<int64_t>(positions_, arena),
-           .dual = UploadDualPositions(arena),
-           .rows_per_kv = 1,
-           .kvs_copy = UploadArray<KvView>(kvs_, arena),
-           .layer_begin = 0,
-           .layer_end = config_.shape.n_layers},
-          x, logits, arena);
+  kvs_.resize(n_places, layout_.View(kv_pool_, row_pages, 0, 0));
+  return {.token_ids = UploadArray<int32_t>(token_ids, arena),
+          .positions = UploadArray<int64_t>(positions_, arena),
+          .dual = UploadDualPositions(arena),
+          .rows_per_kv = 1,
+          .kvs_copy = UploadArray<KvView>(kvs_, arena),
+          .layer_begin = 0,
+          .layer_end = config_.shape.n_layers};
+}
+
+void Transformer::Decode(std::span<const DecodeRow> rows, TensorView logits, Arena& arena) {
+  const auto n_rows = static_cast<int64_t>(rows.size());
+  LH_CHECK(n_rows > 0 && logits.dim(0) == n_rows);
+  ArenaScope scope(arena);
+  const TensorView x = arena.Allocate(DType::kF32, {n_rows, config_.shape.hidden_size});
+  int64_t n_pages = 0;
+  for (const DecodeRow& row : rows) n_pages += row.position / kPageTokens + 1;
+  Forward(UploadDecode(rows, n_rows, n_pages, arena), x, logits, arena);
+}
+
+void Transformer::ReplayDecode(std::span<const DecodeRow> rows, TensorView logits, Arena& arena) {
+  const int64_t n_places = logits.dim(0);
+  LH_CHECK(!rows.empty() && static_cast<int64_t>(rows.size()) <= n_places && can_replay());
+  ArenaScope scope(arena);
+  const TensorView x = arena.Allocate(DType::kF32, {n_places, config_.shape.hidden_size});
+  const int64_t page_capacity = n_places * CeilDiv(config_.rope.context_tokens, kPageTokens);
+  const Batch batch = UploadDecode(rows, n_places, page_capacity, arena);
+  backend_.Replay(n_places, [&] { Forward(batch, x, logits, arena); });
 }
 
 int64_t Transformer::WorkspaceBytes(const ModelConfig& config, DType act, int64_t epoch_tokens,

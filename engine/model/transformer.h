@@ -32,6 +32,12 @@ class Transformer {
 
   // One token of each row's sequence through all layers. logits: [B, V] f32, written.
   void Decode(std::span<const DecodeRow> rows, TensorView logits, Arena& arena);
+  // The same through Backend::Replay, with logits.dim(0) as the key: of a step of that many places,
+  // recorded once, for can_replay(). Logits of places behind the rows are undefined. The arena must
+  // stand where it stood, and `logits`, in every call of a key.
+  void ReplayDecode(std::span<const DecodeRow> rows, TensorView logits, Arena& arena);
+  // Whether every op of a decode step can be recorded: experts make the host wait.
+  bool can_replay() const { return backend_.has_replay() && config_.experts.max_experts == 0; }
 
   // hidden: [n, E] f32, rows that passed all layers, not modified. logits: [n, V] f32, written.
   void Logits(TensorView hidden, TensorView logits, Arena& arena);
@@ -64,6 +70,9 @@ class Transformer {
     PrefillAttention* prefill = nullptr;  // null when decoding
   };
 
+  // Uploads what a decode step of n_places reads; fills kvs_. page_capacity: room for page numbers.
+  Batch UploadDecode(std::span<const DecodeRow> rows, int64_t n_places, int64_t page_capacity,
+                     Arena& arena);
   // x: [T, E] f32, the residual stream. Logits of the last logits.dim(0) rows.
   void Forward(const Batch& batch, TensorView x, TensorView logits, Arena& arena);
   // x += what the layer's feed-forward network, or its mixture of experts, makes of normed [T, E].

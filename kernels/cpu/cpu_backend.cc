@@ -9,6 +9,7 @@
 #include "kernels/cpu/expert_ops.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/token_ops.h"
+#include "kernels/draw_token.h"
 #include "kernels/host_memory.h"
 #include "kernels/select_budget.h"
 #include "kernels/select_keys.h"
@@ -79,7 +80,6 @@ class CpuBackend : public Backend {
     pool_.ParallelFor(args.mass_sum.dim(0),
                       [&](int64_t r, int) { SelectKeysOfHead(args, args.head_begin + r); });
   }
-  bool has_fixed_budgets() const override { return true; }
   void SelectBudget(const SelectBudgetArgs& args) override {
     CheckArgs(args);
     pool_.ParallelFor(args.mass_sum.dim(0),
@@ -92,6 +92,10 @@ class CpuBackend : public Backend {
   void Audit(const AuditArgs& args) override {
     CheckArgs(args);
     for (int64_t h = 0; h < args.lse_full.dim(0); ++h) AuditHead(args, h);
+  }
+  void DrawTokens(const DrawTokensArgs& args) override {
+    CheckArgs(args);
+    pool_.ParallelFor(args.logits.dim(0), [&](int64_t row, int) { DrawTokenOfRow(args, row); });
   }
 
   void Synchronize() override {}  // every op returns when it is done

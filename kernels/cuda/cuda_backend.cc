@@ -8,8 +8,10 @@
 
 #include <algorithm>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/check_args.h"
@@ -18,12 +20,15 @@
 #include "kernels/cuda/attention_sparse.h"
 #include "kernels/cuda/audit.h"
 #include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/draw_tokens.h"
 #include "kernels/cuda/errors.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/graphs.h"
 #include "kernels/cuda/sample_passes.h"
 #include "kernels/cuda/select_budget.h"
 #include "kernels/cuda/select_keys.h"
 #include "kernels/cuda/token_ops.h"
+#include "kernels/draw_token.h"
 
 namespace longhaul {
 namespace {
@@ -48,7 +53,8 @@ class CudaBackend : public Backend {
         stream_(stream),
         staging_(std::move(staging)),
         gemm_(std::move(gemm)),
-        scratch_(stream) {}
+        scratch_(stream),
+        graphs_(stream) {}
   ~CudaBackend() override {
     cudaStreamSynchronize(stream_);
     gemm_.reset();
@@ -98,6 +104,11 @@ class CudaBackend : public Backend {
   }
   void Synchronize() override { staging_->FinishDownloads(); }
 
+  bool has_replay() const override { return true; }
+  void Replay(int64_t key, const std::function<void()>& issue) override {
+    graphs_.Replay(key, scratch_.n_grown(), issue);
+  }
+
   absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(TensorView weight,
                                                               WeightFormat format) override {
     if (format != WeightFormat::kBF16) {
@@ -137,11 +148,7 @@ class CudaBackend : public Backend {
   }
   void RopeTable(const RopeTableArgs& args) override {
     CheckArgs(args);
-    const int64_t n_bytes = args.cos_sin.dim(1) * static_cast<int64_t>(sizeof(double));
-    std::byte* inv_freq = scratch_.Ensure(n_bytes, "RopeTable");
-    staging_->Upload(args.inv_freq, inv_freq, n_bytes);
-    CheckCuda(cuda::RopeTable(args, reinterpret_cast<const double*>(inv_freq), stream_),
-              "RopeTable");
+    CheckCuda(cuda::RopeTable(args, DeviceFrequencies(args), stream_), "RopeTable");
   }
   void RopeKvWrite(const RopeKvWriteArgs& args) override {
     if (args.q.dim(0) == 0) return;
@@ -198,7 +205,6 @@ class CudaBackend : public Backend {
         cuda::SelectKeysScratchBytes(args.mass_sum.dim(0), args.mass_sum.dim(1)), "SelectKeys");
     CheckCuda(cuda::SelectKeys(args, scratch, stream_), "SelectKeys");
   }
-  bool has_fixed_budgets() const override { return true; }
   void SelectBudget(const SelectBudgetArgs& args) override {
     CheckArgs(args);
     std::byte* scratch = scratch_.Ensure(
@@ -216,14 +222,40 @@ class CudaBackend : public Backend {
     CheckArgs(args);
     CheckCuda(cuda::Audit(args, stream_), "Audit");
   }
+  void DrawTokens(const DrawTokensArgs& args) override {
+    CheckArgs(args);
+    CheckCuda(cuda::DrawTokens(args, stream_), "DrawTokens");
+  }
 
  private:
+  struct Frequencies {
+    std::vector<double> values;
+    Buffer copy;
+  };
+
+  // On the device, uploaded once: a recorded step must not copy.
+  const double* DeviceFrequencies(const RopeTableArgs& args) {
+    const std::span values(args.inv_freq, static_cast<size_t>(args.cos_sin.dim(1)));
+    const auto known = std::find_if(frequencies_.begin(), frequencies_.end(), [&](const auto& f) {
+      return std::equal(f.values.begin(), f.values.end(), values.begin(), values.end());
+    });
+    if (known != frequencies_.end()) return static_cast<const double*>(known->copy.data());
+    const auto n_bytes = static_cast<int64_t>(values.size_bytes());
+    absl::StatusOr<Buffer> copy = Allocate(n_bytes);
+    CheckCuda(copy.ok() ? cudaSuccess : cudaErrorMemoryAllocation, "RopeTable");
+    staging_->Upload(values.data(), copy->data(), n_bytes);
+    frequencies_.push_back({{values.begin(), values.end()}, *std::move(copy)});
+    return static_cast<const double*>(frequencies_.back().copy.data());
+  }
+
   const cudaDeviceProp properties_;
   const cuda::DeviceLimits limits_;
   const cudaStream_t stream_;
   std::unique_ptr<cuda::StagingCopies> staging_;
   std::unique_ptr<cuda::Gemm> gemm_;
-  cuda::DeviceScratch scratch_;  // of one op at a time: they run in order
+  cuda::DeviceScratch scratch_;           // of one op at a time: they run in order
+  std::vector<Frequencies> frequencies_;  // a few: one per kind of rotation
+  cuda::Graphs graphs_;
 };
 
 absl::StatusOr<cudaDeviceProp> FindGpu() {

@@ -54,6 +54,7 @@ std::byte* DeviceScratch::Ensure(int64_t n_bytes, const char* op) {
     absl::StatusOr<Buffer> larger = AllocateDevice(n_bytes, stream_);
     CheckCuda(larger.ok() ? cudaSuccess : cudaErrorMemoryAllocation, op);
     buffer_ = *std::move(larger);
+    ++n_grown_;
   }
   return static_cast<std::byte*>(buffer_.data());
 }

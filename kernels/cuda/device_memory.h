@@ -27,9 +27,12 @@ class DeviceScratch {
  public:
   explicit DeviceScratch(cudaStream_t stream) : stream_(stream) {}
   std::byte* Ensure(int64_t n_bytes, const char* op);
+  // How often the block has moved.
+  int64_t n_grown() const { return n_grown_; }
 
  private:
   cudaStream_t stream_;
+  int64_t n_grown_ = 0;
   Buffer buffer_;
 };
 

@@ -81,6 +81,7 @@ LH_KERNEL(kBlock, 1) RopeKvWriteKernel(RopeKvWriteParams p) {
   Global<const int32_t> pages = p.pages;
   if (p.kvs) {
     const KvView kv = p.kvs[t / p.rows_per_kv];
+    if (kv.n_tokens == 0) return;  // a place that a recorded step has to spare
     pages = Global<const int32_t>(kv.pages);
   }
   const int64_t position = p.positions[t];
@@ -137,7 +138,7 @@ cudaError_t RopeKvWrite(const RopeKvWriteArgs& args, cudaStream_t stream) {
   p.v = args.v.As<BF16>();
   p.cos_sin = args.cos_sin.As<float>();
   p.positions = args.positions;
-  if (args.rows_per_kv < n_tokens) p.kvs = args.kvs_copy;
+  p.kvs = args.kvs_copy;
   p.pages = kv.pages;
   p.layer_pool = reinterpret_cast<uint8_t*>(kv.pool + kv.layer_offset_bytes);
   p.q_stride = args.q.stride(0);

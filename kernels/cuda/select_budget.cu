@@ -10,8 +10,9 @@
 #include <limits>
 
 #include "kernels/base/checked_math.h"
-#include "kernels/cuda/block_scan.cuh"
+#include "kernels/cuda/bands.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/rank_cut.cuh"
 #include "kernels/cuda/scratch_carver.h"
 #include "kernels/select_budget.h"
 
@@ -21,10 +22,10 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kItems = 8;  // of a thread, adjacent
 constexpr int64_t kChunk = kThreads * kItems;
-constexpr int kThreadDigits = kRankDigits / kThreads;
 constexpr int32_t kOutside = -1;  // rank of an item beyond the range
 constexpr int32_t kTakeNone = std::numeric_limits<int32_t>::max();
 using Scan = BlockScan<kThreads>;
+using Digits = RankDigits<kThreads>;
 
 // What is taken of a range: every rank above `rank`, and the first `n_equal` of those equal to it.
 struct Cut {
@@ -48,11 +49,6 @@ struct ChunkCount {
 struct ChunkPlace {
   int32_t entries_before;
   int32_t n_equal;  // still wanted of those equal to the cut
-};
-
-struct FoundDigit {
-  int32_t digit;
-  int32_t n_wanted;  // of the ranks that have it
 };
 
 struct BudgetParams {
@@ -106,34 +102,8 @@ LH_DEVICE void CountDigits(const Ranks& items, int64_t found, int shift,
   for (int i = 0; i < kItems; ++i) {
     const int64_t rank = items.rank[i];
     if (rank == kOutside || rank >> (shift + kRankDigitBits) != found) continue;
-    AtomicAdd(n_of_digit + static_cast<int>(rank >> shift) % kRankDigits, 1u);
+    AtomicAdd(n_of_digit + static_cast<int>((rank >> shift) % kRankDigits), 1u);
   }
-}
-
-// Digits are dealt to the threads from the largest down.
-LH_DEVICE int DigitOf(int i) { return kRankDigits - 1 - (ThreadId() * kThreadDigits + i); }
-
-// The digit with which the n_wanted largest are complete. counts[i]: of DigitOf(i); together at
-// least n_wanted > 0.
-LH_DEVICE FoundDigit FindDigit(const uint32_t (&counts)[kThreadDigits], int64_t n_wanted,
-                               Shared<FoundDigit> result, Scan& scan) {
-  int64_t mine = 0;
-  LH_UNROLL
-  for (int i = 0; i < kThreadDigits; ++i) mine += counts[i];
-  int64_t total = 0;
-  int64_t before = scan.Exclusive(mine, total);
-  LH_UNROLL
-  for (int i = 0; i < kThreadDigits; ++i) {
-    if (before < n_wanted && n_wanted <= before + counts[i]) {
-      const FoundDigit found = {.digit = DigitOf(i),
-                                .n_wanted = static_cast<int32_t>(n_wanted - before)};
-      result[0] = found;
-    }
-    before += counts[i];
-  }
-  SyncThreads();
-  const FoundDigit found = result[0];
-  return found;
 }
 
 // What this thread takes of its items: bit i of the result is item i. n_equal_before: of the items
@@ -164,18 +134,19 @@ LH_DEVICE Cut FindBandCut(const BudgetRange& range, Global<const float> mass,
     const int shift = pass * kRankDigitBits;
     SyncThreads();  // the counts of the pass before are read
     LH_UNROLL
-    for (int i = 0; i < kThreadDigits; ++i) n_of_digit[DigitOf(i)] = 0;
+    for (int i = 0; i < Digits::kPerThread; ++i) n_of_digit[Digits::DigitOf(i)] = 0;
     SyncThreads();
     for (int64_t first = range.first_band + ThreadId() * kItems; first < range.bands_end;
          first += kChunk) {
       CountDigits(LoadRanks(mass, first, range.bands_end, false), cut.rank, shift, n_of_digit);
     }
     SyncThreads();
-    uint32_t counts[kThreadDigits];
+    int64_t counts[Digits::kPerThread];
     LH_UNROLL
-    for (int i = 0; i < kThreadDigits; ++i) counts[i] = n_of_digit[DigitOf(i)];
-    const FoundDigit found = FindDigit(counts, cut.n_equal, result, scan);
-    cut = {.rank = cut.rank << kRankDigitBits | found.digit, .n_equal = found.n_wanted};
+    for (int i = 0; i < Digits::kPerThread; ++i) counts[i] = n_of_digit[Digits::DigitOf(i)];
+    const FoundDigit found = Digits::Find(counts, cut.n_equal, result, scan);
+    cut = {.rank = cut.rank << kRankDigitBits | found.digit,
+           .n_equal = static_cast<int32_t>(found.n_wanted)};
   }
   return cut;
 }
@@ -226,7 +197,8 @@ LH_KERNEL(kThreads, 1) BandsKernel(BudgetParams p) {
   const Shared<uint32_t> n_of_digit = arena.Carve<uint32_t>(kRankDigits);
   const Shared<FoundDigit> result = arena.Carve<FoundDigit>(1);
   LH_UNROLL
-  for (int i = 0; i < kThreadDigits; ++i) p.histogram[head * kRankDigits + DigitOf(i)] = 0;
+  for (int i = 0; i < Digits::kPerThread; ++i)
+    p.histogram[head * kRankDigits + Digits::DigitOf(i)] = 0;
   const HeadBudget budget = p.budgets[abs_head];
   const bool by_place = budget.by_place != 0;
   const BudgetRange range = RangeOfBudget(p.rows, p.plan, budget);
@@ -267,23 +239,24 @@ LH_KERNEL(kThreads, 1) HistogramKernel(BudgetParams p) {
   const Shared<FoundDigit> result = arena.Carve<FoundDigit>(1);
   const Global<uint32_t> histogram = p.histogram + head * kRankDigits;
   LH_UNROLL
-  for (int i = 0; i < kThreadDigits; ++i) n_of_digit[DigitOf(i)] = 0;
+  for (int i = 0; i < Digits::kPerThread; ++i) n_of_digit[Digits::DigitOf(i)] = 0;
   SyncThreads();
   CountDigits(LoadColumns(p, head, BlockX()), columns.cut.rank, p.shift, n_of_digit);
   SyncThreads();
   LH_UNROLL
-  for (int i = 0; i < kThreadDigits; ++i) {
-    const uint32_t n = n_of_digit[DigitOf(i)];
-    if (n != 0) AtomicAdd(histogram + DigitOf(i), n);
+  for (int i = 0; i < Digits::kPerThread; ++i) {
+    const uint32_t n = n_of_digit[Digits::DigitOf(i)];
+    if (n != 0) AtomicAdd(histogram + Digits::DigitOf(i), n);
   }
   if (!LastBlockDone(p.n_done + head, static_cast<uint32_t>(p.n_chunks))) return;
-  uint32_t counts[kThreadDigits];
+  int64_t counts[Digits::kPerThread];
   LH_UNROLL
-  for (int i = 0; i < kThreadDigits; ++i) counts[i] = AtomicExch(histogram + DigitOf(i), 0u);
-  const FoundDigit found = FindDigit(counts, columns.cut.n_equal, result, scan);
+  for (int i = 0; i < Digits::kPerThread; ++i)
+    counts[i] = AtomicExch(histogram + Digits::DigitOf(i), 0u);
+  const FoundDigit found = Digits::Find(counts, columns.cut.n_equal, result, scan);
   if (ThreadId() != 0) return;
   columns.cut = {.rank = columns.cut.rank << kRankDigitBits | found.digit,
-                 .n_equal = found.n_wanted};
+                 .n_equal = static_cast<int32_t>(found.n_wanted)};
   if (p.shift == 0) columns.searching = 0;
   p.columns[head] = columns;
 }
@@ -346,32 +319,6 @@ LH_KERNEL(kThreads, 1) CountKernel(BudgetParams p) {
   }
 }
 
-// Distances in [0, distance) that lie in one of the ascending bands.
-LH_DEVICE int64_t DistancesInBands(Global<const int32_t> bands, int64_t n_bands, int64_t distance) {
-  int64_t n_below = 0;   // bands that end before `distance`
-  int64_t n_inside = 0;  // distances of the one it lies in
-  for (int64_t end = n_bands; n_below < end;) {
-    const int64_t middle = (n_below + end) / 2;
-    const int64_t first = bands[middle] * kBandWidth;
-    if (first + kBandWidth <= distance) {
-      n_below = middle + 1;
-    } else {
-      end = middle;
-      n_inside = first < distance ? distance - first : 0;
-    }
-  }
-  return n_below * kBandWidth + n_inside;
-}
-
-// Rows to which `key` is remote and which do not meet it in one of the bands.
-LH_DEVICE int64_t RowsBesideBands(const BudgetParams& p, int64_t key, Global<const int32_t> bands,
-                                  int64_t n_bands) {
-  const int64_t n_rows = RemoteRows(p.rows, p.plan.local, key);
-  const int64_t end = p.rows.q_end - key;  // distances of the remote rows: [end - n_rows, end)
-  return n_rows -
-         (DistancesInBands(bands, n_bands, end) - DistancesInBands(bands, n_bands, end - n_rows));
-}
-
 // Grid [n_chunks, heads].
 LH_KERNEL(kThreads, 1) WriteKernel(BudgetParams p) {
   const int64_t head = BlockY();
@@ -401,7 +348,8 @@ LH_KERNEL(kThreads, 1) WriteKernel(BudgetParams p) {
   for (int i = 0; i < kItems; ++i) {
     if ((listed >> i & 1) == 0) continue;
     stripes[entry++] = static_cast<int32_t>(items.first + i);
-    pairs += RowsBesideBands(p, items.first + i, bands, n_bands);
+    pairs += RemoteRows(p.rows, p.plan.local, items.first + i) -
+             RowsInBands(p.rows, p.plan.local, items.first + i, bands, n_bands);
   }
   pairs = scan.Sum(pairs);
   if (ThreadId() != 0 || pairs == 0) return;

@@ -115,15 +115,6 @@ INSTANTIATE_TEST_SUITE_P(
                 kInvalid, "alpha"}),
     [](const auto& info) { return info.param.name; });
 
-TEST(RequestCheck, BudgetsOnlyWhereTheDeviceHasThem) {
-  Request request = Good();
-  request.sparse = SparseOptions{.mode = SparseMode::kVerticalSlash};
-  EXPECT_TRUE(CheckRequest(request, kLimits).ok());
-  RequestLimits limits = kLimits;
-  limits.has_fixed_budgets = false;
-  EXPECT_EQ(CheckRequest(request, limits).code(), absl::StatusCode::kUnimplemented);
-}
-
 TEST(PagesNeeded, CountsSharedAndOwnPages) {
   EXPECT_EQ(PagesNeeded(1, 0, 1), 1);
   EXPECT_EQ(PagesNeeded(64, 1, 1), 1) << "the only new token is never fed";

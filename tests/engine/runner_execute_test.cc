@@ -309,8 +309,8 @@ TEST_P(RunnerTest, MixedStepOfDecodeRowsAndSlices) {
   const auto result = executor->Execute(plan);
   ASSERT_TRUE(result.ok());
   const auto vec = [](std::span<const float> s) { return std::vector<float>(s.begin(), s.end()); };
-  EXPECT_LT(MaxError(vec(result->decode_logits[0]), expected_a), 1e-4f);
-  EXPECT_LT(MaxError(vec(result->decode_logits[1]), expected_b), 1e-4f);
+  EXPECT_LT(MaxError(vec(result->decode[0].logits), expected_a), 1e-4f);
+  EXPECT_LT(MaxError(vec(result->decode[1].logits), expected_b), 1e-4f);
   EXPECT_EQ(vec(result->slices[0].logits), expected_c);
 }
 
@@ -442,31 +442,6 @@ TEST_P(RunnerTest, RefusesWhatCannotWork) {
   const auto other_model = status(budgets);
   EXPECT_EQ(other_model.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(other_model.message()), HasSubstr("the model has 2 with 4"));
-}
-
-// As a device whose selection knows no budgets.
-class NoBudgets : public ForwardingBackend {
- public:
-  explicit NoBudgets(std::unique_ptr<Backend> to) : ForwardingBackend(*to), to_(std::move(to)) {}
-  bool has_fixed_budgets() const override { return false; }
-
- private:
-  std::unique_ptr<Backend> to_;
-};
-
-TEST_P(RunnerTest, RefusesBudgetsWhereTheDeviceHasNone) {
-  const auto load = [&](SparseMode mode) {
-    EngineConfig config = Config();
-    config.sparse.mode = mode;
-    return LoadRunner(dir_.path(), std::make_unique<NoBudgets>(testing::MakeBackend(GetParam())),
-                      config, nullptr);
-  };
-  const auto refused = load(SparseMode::kVerticalSlash);
-  EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("vertical_slash"));
-  const auto loaded = load(SparseMode::kSample);
-  ASSERT_TRUE(loaded.ok()) << loaded.status();
-  EXPECT_FALSE((*loaded)->has_fixed_budgets());
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, RunnerTest, ::testing::Values("ref", "cpu"),

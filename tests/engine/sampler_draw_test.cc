@@ -11,6 +11,8 @@
 #include <random>
 #include <set>
 
+#include "kernels/draw_token.h"
+
 namespace longhaul {
 namespace {
 
@@ -189,6 +191,42 @@ TEST(SamplerTest, SeedAndChoiceDecideTheTokens) {
   EXPECT_NE(draw(1, 0), draw(1, 1));
   EXPECT_NE(draw(1, 0), draw(2, 0));
   EXPECT_NE(draw(1, 1), draw(2, 0));
+}
+
+// What a backend draws where the logits are is what the sampler would have drawn.
+TEST(SamplerTest, NextDrawAndAcceptAreSample) {
+  std::mt19937 rng(3);
+  std::normal_distribution<float> normal(0, 2);
+  for (const float temperature : {0.0f, 0.7f}) {
+    SamplingParams params = Seeded(11);
+    params.temperature = temperature;
+    params.top_k = 40;
+    params.top_p = 0.9f;
+    Sampler sampler(params, {}, 0, 100), elsewhere(params, {}, 0, 100);
+    ASSERT_TRUE(elsewhere.is_plain());
+    std::vector<uint32_t> scratch;
+    for (int i = 0; i < 50; ++i) {
+      std::vector<float> logits(100);
+      for (float& logit : logits) logit = normal(rng);
+      const int32_t token = DrawToken(logits, elsewhere.NextDraw(), scratch);
+      elsewhere.Accept(token);
+      EXPECT_EQ(token, sampler.Sample(logits, {}).token);
+    }
+  }
+}
+
+TEST(SamplerTest, WhatNeedsTheLogitsIsNotPlain) {
+  const auto is_plain = [](const auto& change) {
+    SamplingParams params;
+    change(params);
+    return Sampler(params, {}, 0, 4).is_plain();
+  };
+  EXPECT_TRUE(is_plain([](SamplingParams& p) { p.top_k = 5; }));
+  EXPECT_FALSE(is_plain([](SamplingParams& p) { p.repetition_penalty = 1.1f; }));
+  EXPECT_FALSE(is_plain([](SamplingParams& p) { p.presence_penalty = 0.5f; }));
+  EXPECT_FALSE(is_plain([](SamplingParams& p) { p.frequency_penalty = -0.5f; }));
+  EXPECT_FALSE(is_plain([](SamplingParams& p) { p.logit_bias = {{1, 2.0f}}; }));
+  EXPECT_FALSE(is_plain([](SamplingParams& p) { p.n_logprobs = 0; }));
 }
 
 TEST(SamplerTest, WithoutASeedRunsDiffer) {

@@ -199,7 +199,8 @@ inline std::vector<float> DecodeOne(Executor& executor, DrivenSequence& s, int32
                          .pages = std::span<const int32_t>(s.pages).first(position / 64 + 1)});
   const auto result = executor.Execute(plan);
   EXPECT_TRUE(result.ok()) << result.status();
-  return {result->decode_logits[0].begin(), result->decode_logits[0].end()};
+  const std::span<const float> logits = result->decode[0].logits;
+  return {logits.begin(), logits.end()};
 }
 
 inline std::unique_ptr<Backend> MakeBackend(const std::string& name) {

@@ -26,6 +26,7 @@ namespace longhaul::simt {
 // Counted over launches; see emulator.h.
 struct Statistics {
   int64_t n_launches = 0;
+  int64_t n_graph_launches = 0;
   int64_t n_blocks = 0;
   int64_t n_mma = 0;
   int64_t n_ldmatrix_phases = 0;     // of 8 rows of 16 bytes: one pass through the banks at best

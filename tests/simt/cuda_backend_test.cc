@@ -376,6 +376,72 @@ TEST(CudaModelTest, GivesTheTokensOfTheCpu) {
   }
 }
 
+// Tokens of sequences that decode together, one more of them in every third step, none of which
+// ever ends; every second one draws, the others take their logits home.
+std::vector<std::vector<int32_t>> GenerateTogether(bool enforce_eager) {
+  constexpr int64_t kSequences = 5;
+  constexpr int64_t kPrompt = 70;
+  EngineConfig config;
+  config.max_model_len = 192;
+  config.kv_cache_bytes = 2 << 20;
+  config.epoch_tokens = 128;
+  config.max_num_seqs = kSequences;
+  config.max_prefills = 1;
+  config.enforce_eager = enforce_eager;
+  auto runner = LoadRunner("models/lookup", CreateCudaBackend().value(), config, nullptr);
+  EXPECT_TRUE(runner.ok()) << runner.status();
+  if (!runner.ok()) return {};
+  std::vector<testing::DrivenSequence> sequences;
+  std::vector<std::vector<int32_t>> output;
+  for (int step = 0; step < 3 * kSequences; ++step) {
+    if (step % 3 == 0) {
+      const auto i = static_cast<int32_t>(sequences.size());
+      sequences.push_back(
+          testing::MakeSequence(Haystack(kPrompt + 20 * i), i, kSequences, config.max_model_len));
+      const std::vector<float> logits =
+          testing::Prefill(**runner, sequences.back(), config.epoch_tokens);
+      output.push_back(
+          {static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin())});
+    }
+    StepPlan plan;
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      const auto position = static_cast<int64_t>(sequences[i].n_prompt + output[i].size() - 1);
+      plan.decode.push_back(
+          {.token = output[i].back(),
+           .position = position,
+           .pages =
+               std::span<const int32_t>(sequences[i].pages).first(position / kPageTokens + 1)});
+      if (i % 2 == 1) {
+        plan.decode.back().draw = TokenDraw{.temperature = 2, .top_k = 50, .random = 77u << step};
+      }
+    }
+    const auto result = (*runner)->Execute(plan);
+    EXPECT_TRUE(result.ok()) << result.status();
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      const std::span<const float> logits = result->decode[i].logits;
+      EXPECT_EQ(logits.empty(), plan.decode[i].draw.has_value());
+      output[i].push_back(
+          logits.empty() ? result->decode[i].token
+                         : static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) -
+                                                logits.begin()));
+    }
+  }
+  return output;
+}
+
+// Recordings of 1, 2, 4 and 5 places: growing contexts, places that are nobody's, a prefill between
+// them that moves the scratch.
+TEST(CudaModelTest, RecordedStepsGiveTheTokensOfEagerOnes) {
+  simt::SetSeed(3);
+  simt::TakeStatistics();
+  const auto eager = GenerateTogether(/*enforce_eager=*/true);
+  EXPECT_EQ(simt::TakeStatistics().n_graph_launches, 0);
+  const auto recorded = GenerateTogether(/*enforce_eager=*/false);
+  EXPECT_EQ(simt::TakeStatistics().n_graph_launches, 15 - 4);  // all but the first of each size
+  simt::Reset();
+  EXPECT_EQ(recorded, eager);
+}
+
 // ---- What goes wrong ----
 
 class CudaStartTest : public ::testing::Test {

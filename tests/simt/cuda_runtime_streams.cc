@@ -104,6 +104,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
   return Return(cudaSuccess);
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  ++Runtime::Get().statistics.n_graph_launches;
   for (const Command& command : exec->commands) {
     const cudaError_t error = Runtime::Get().Enqueue(stream, command);
     if (error != cudaSuccess) return Return(error);

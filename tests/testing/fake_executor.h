@@ -22,6 +22,7 @@
 #include "engine/step_plan.h"
 #include "fmt/format.h"
 #include "kernels/base/checked_math.h"
+#include "kernels/draw_token.h"
 #include "kernels/kv_layout.h"
 
 namespace longhaul::testing {
@@ -82,7 +83,7 @@ class FakeExecutor : public Executor {
     logits_.clear();
     logits_.reserve(plan.decode.size() + plan.prefill.size());
     int64_t step_us = 0;
-    for (const DecodeRow& row : plan.decode) result.decode_logits.push_back(Decode(row));
+    for (const DecodeRow& row : plan.decode) result.decode.push_back(Answer(row));
     if (!plan.decode.empty()) {
       result.decode_us =
           static_cast<int64_t>(100 + model_.row_us * static_cast<double>(plan.decode.size()));
@@ -167,6 +168,14 @@ class FakeExecutor : public Executor {
       sum += Mix(Cell(pages[j / kPageTokens], layer)[j % kPageTokens], j);
     }
     return sum;
+  }
+
+  // A draw is done in every second step, as an executor may or may not.
+  RowResult Answer(const DecodeRow& row) {
+    const std::span<const float> logits = Decode(row);
+    if (!row.draw.has_value() || n_steps_ % 2 == 0) return {.logits = logits};
+    std::vector<uint32_t> scratch;
+    return {.logits = {}, .token = DrawToken(logits, *row.draw, scratch)};
   }
 
   std::span<const float> Decode(const DecodeRow& row) {

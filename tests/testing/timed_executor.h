@@ -57,7 +57,7 @@ class TimedExecutor : public Executor {
       double us = machine_.step_us;
       for (const DecodeRow& row : plan.decode) {
         us += machine_.row_us + machine_.key_us * static_cast<double>(row.position + 1);
-        result.decode_logits.push_back(logits_);
+        result.decode.push_back({.logits = logits_});
       }
       result.decode_us = Noisy(us);
     }

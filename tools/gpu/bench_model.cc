@@ -1,9 +1,11 @@
 // Times a model of the shape of Llama-3-8B with random weights on the GPU: prefill to the first
 // token and decode, through the engine's transformer. One JSON object per line on stdout.
-//   gpu_bench_model [MAX_TOKENS [N_LAYERS]]     default 524288 32
+//   gpu_bench_model [MAX_TOKENS [N_LAYERS [KV_DTYPE]]]     default 524288 32 bf16; or fp8
 // Random weights attend to nothing in particular, so no sparse policy could be told from another by
 // what it finds: `streaming` shows the time of a prefill with the least attention, `dense` the
-// most.
+// most, `vertical_slash` that of a fixed budget: the one that MInference publishes most often for
+// this model (1000 columns, 6096 diagonals of each head). `ttft_phases` is a second run in which
+// every op is waited for: where the time goes, not how long it takes.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -12,6 +14,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "engine/model/model_config.h"
@@ -19,6 +22,7 @@
 #include "engine/model/weights.h"
 #include "kernels/backend.h"
 #include "kernels/base/checked_math.h"
+#include "server/profiling_backend.h"
 
 namespace longhaul {
 namespace {
@@ -105,20 +109,19 @@ class RandomModel {
 
 class Bench {
  public:
-  Bench(const ModelConfig& config, Backend& backend, int64_t max_tokens)
+  Bench(const ModelConfig& config, Backend& backend, const KvLayout& layout, int64_t max_tokens)
       : config_(config),
         backend_(backend),
         model_(config, backend),
-        layout_{.n_layers = config.shape.n_layers,
-                .n_kv_heads = config.shape.n_kv_heads,
-                .head_dim = config.shape.head_dim,
-                .dtype = DType::kBF16},
+        layout_(layout),
         pool_(Must(backend.Allocate((max_tokens / kPageTokens + 1) * layout_.PageBytes()))),
         hidden_(Must(backend.Allocate(kEpoch * config.shape.hidden_size * 4))),
         logits_(Must(backend.Allocate(int64_t{config.shape.vocab_size} * 4))),
         arena_(Must(backend.Allocate(Transformer::WorkspaceBytes(
             config, backend.activation_dtype(), kEpoch, max_tokens + kPageTokens, 1)))),
+        profiling_(backend),
         transformer_(config, model_.weights, backend, layout_, pool_.data()),
+        profiled_transformer_(config, model_.weights, profiling_, layout_, pool_.data()),
         pages_(max_tokens / kPageTokens + 1),
         tokens_(max_tokens) {
     std::iota(pages_.begin(), pages_.end(), 0);
@@ -129,11 +132,57 @@ class Bench {
   }
 
   void Prefill(int64_t n, SparseMode mode) {
+    SparseReport report;
+    const double s = RunPrefill(n, mode, transformer_, report);
+    const MemoryInfo memory = backend_.Memory();
+    fmt::print(R"({{"bench": "ttft", "tokens": {}, "mode": "{}", "s": {:.3f}, )"
+               R"("tokens_per_s": {:.0f}, "density": {:.4f}, "used_gib": {:.1f}}})"
+               "\n",
+               n, SparseModeName(mode), s, static_cast<double>(n) / s, report.Density(),
+               static_cast<double>(memory.total_bytes - memory.available_bytes) / (1 << 30));
+  }
+
+  void PrefillPhases(int64_t n, SparseMode mode) {
+    profiling_.TakeProfile();
+    SparseReport report;
+    const double s = RunPrefill(n, mode, profiled_transformer_, report);
+    const OpProfile ops = profiling_.TakeProfile();
+    const double known_s = ops.linear_s + ops.AttentionSeconds() + ops.SelectionSeconds();
+    fmt::print(R"({{"bench": "ttft_phases", "tokens": {}, "mode": "{}", "s": {:.3f}, )"
+               R"("linear_s": {:.3f}, "dense_s": {:.3f}, "sparse_s": {:.3f}, "rows_s": {:.3f}, )"
+               R"("mass_s": {:.3f}, "select_s": {:.3f}, "rest_s": {:.3f}}})"
+               "\n",
+               n, SparseModeName(mode), s, ops.linear_s, ops.dense_s, ops.sparse_s, ops.rows_s,
+               ops.mass_s, ops.select_s, s - known_s);
+  }
+
+  void Decode(int64_t n, bool replay) {
+    constexpr int kSteps = 16;
+    const DecodeRow row{.token = 1, .position = n - 1, .pages = pages_};
+    const auto step = [&] {
+      if (replay) {
+        transformer_.ReplayDecode({&row, 1}, Logits(), arena_);
+      } else {
+        transformer_.Decode({&row, 1}, Logits(), arena_);
+      }
+      backend_.Synchronize();
+    };
+    for (int i = 0; i < 3; ++i) step();  // chooses algorithms, records
+    const auto start = SteadyClock::now();
+    for (int i = 0; i < kSteps; ++i) step();
+    const double s = SecondsSince(start) / kSteps;
+    fmt::print(R"({{"bench": "decode_model", "tokens": {}, "graph": {}, "ms": {:.3f}, )"
+               R"("tokens_per_s": {:.1f}}})"
+               "\n",
+               n, replay, s * 1e3, 1 / s);
+  }
+
+ private:
+  double RunPrefill(int64_t n, SparseMode mode, Transformer& transformer, SparseReport& report) {
     SparseOptions options;
     options.mode = mode;
     SparseState state;
     state.alpha.assign(int64_t{config_.shape.n_layers} * config_.shape.n_heads, options.alpha);
-    SparseReport report;
     backend_.Synchronize();
     const auto start = SteadyClock::now();
     for (int64_t begin = 0; begin < n; begin += kEpoch) {
@@ -149,35 +198,12 @@ class Bench {
       slice.sparse_state = &state;
       const TensorView hidden(hidden_.data(), DType::kF32,
                               {end - begin, config_.shape.hidden_size});
-      transformer_.Prefill(slice, hidden, end == n ? Logits() : TensorView(), arena_, report);
+      transformer.Prefill(slice, hidden, end == n ? Logits() : TensorView(), arena_, report);
     }
     backend_.Synchronize();
-    const double s = SecondsSince(start);
-    const MemoryInfo memory = backend_.Memory();
-    fmt::print(R"({{"bench": "ttft", "tokens": {}, "mode": "{}", "s": {:.3f}, )"
-               R"("tokens_per_s": {:.0f}, "density": {:.4f}, "used_gib": {:.1f}}})"
-               "\n",
-               n, SparseModeName(mode), s, static_cast<double>(n) / s, report.Density(),
-               static_cast<double>(memory.total_bytes - memory.available_bytes) / (1 << 30));
+    return SecondsSince(start);
   }
 
-  void Decode(int64_t n) {
-    constexpr int kSteps = 16;
-    const DecodeRow row{.token = 1, .position = n - 1, .pages = pages_};
-    transformer_.Decode({&row, 1}, Logits(), arena_);
-    backend_.Synchronize();
-    const auto start = SteadyClock::now();
-    for (int i = 0; i < kSteps; ++i) {
-      transformer_.Decode({&row, 1}, Logits(), arena_);
-      backend_.Synchronize();
-    }
-    const double s = SecondsSince(start) / kSteps;
-    fmt::print(R"({{"bench": "decode_model", "tokens": {}, "ms": {:.3f}, "tokens_per_s": {:.1f}}})"
-               "\n",
-               n, s * 1e3, 1 / s);
-  }
-
- private:
   TensorView Logits() const {
     return TensorView(logits_.data(), DType::kF32, {1, config_.shape.vocab_size});
   }
@@ -188,25 +214,43 @@ class Bench {
   const KvLayout layout_;
   const Buffer pool_, hidden_, logits_;
   Arena arena_;
+  ProfilingBackend profiling_;
   Transformer transformer_;
+  Transformer profiled_transformer_;
   std::vector<int32_t> pages_;
   std::vector<int32_t> tokens_;
 };
 
-void Run(int64_t max_tokens, int64_t n_layers) {
+void Run(int64_t max_tokens, int64_t n_layers, DType kv_dtype) {
   ModelConfig config = Must(ParseModelConfig(fmt::format(kConfig, n_layers), "config.json"));
   config.rope.context_tokens = max_tokens;
   const std::unique_ptr<Backend> backend = Must(CreateCudaBackend());
   fmt::print(stderr, "{}\n", backend->Description());
-  Bench bench(config, *backend, max_tokens);
+  const KvLayout layout{.n_layers = config.shape.n_layers,
+                        .n_kv_heads = config.shape.n_kv_heads,
+                        .head_dim = config.shape.head_dim,
+                        .dtype = kv_dtype};
+  if (const absl::Status status = backend->CheckKvLayout(layout); !status.ok()) {
+    fmt::print(stderr, "{}\n", status.ToString());
+    std::exit(1);
+  }
+  Bench bench(config, *backend, layout, max_tokens);
   bench.Prefill(kEpoch, SparseMode::kDense);  // chooses the algorithms of the GEMMs
   for (int64_t n = 32768; n <= max_tokens; n *= 2) {
     if (n <= kMaxDenseTokens) bench.Prefill(n, SparseMode::kDense);
-    bench.Prefill(n, SparseMode::kSample);
-    bench.Prefill(n, SparseMode::kStreaming);
+    for (const SparseMode mode :
+         {SparseMode::kSample, SparseMode::kVerticalSlash, SparseMode::kStreaming}) {
+      bench.Prefill(n, mode);
+    }
+    if (n == kMaxDenseTokens || n == max_tokens) {
+      bench.PrefillPhases(n, SparseMode::kSample);
+      bench.PrefillPhases(n, SparseMode::kVerticalSlash);
+    }
   }
   for (int64_t n : {int64_t{1024}, int64_t{131072}, int64_t{1048576}}) {
-    if (n <= max_tokens) bench.Decode(n);
+    if (n > max_tokens) break;
+    bench.Decode(n, /*replay=*/false);
+    bench.Decode(n, /*replay=*/true);
   }
 }
 
@@ -216,11 +260,15 @@ void Run(int64_t max_tokens, int64_t n_layers) {
 int main(int argc, char** argv) {
   const int64_t max_tokens = argc > 1 ? std::atoll(argv[1]) : 524288;
   const int64_t n_layers = argc > 2 ? std::atoll(argv[2]) : 32;
-  if (argc > 3 || max_tokens < 8192 || max_tokens % 64 != 0 || n_layers < 1) {
-    fmt::print(stderr, "usage: {} [MAX_TOKENS, a multiple of 64 from 8192 on [N_LAYERS]]\n",
+  const std::string kv_dtype = argc > 3 ? argv[3] : "bf16";
+  if (argc > 4 || max_tokens < 8192 || max_tokens % 64 != 0 || n_layers < 1 ||
+      (kv_dtype != "bf16" && kv_dtype != "fp8")) {
+    fmt::print(stderr,
+               "usage: {} [MAX_TOKENS, a multiple of 64 from 8192 on [N_LAYERS [bf16|fp8]]]\n",
                argv[0]);
     return 2;
   }
-  longhaul::Run(max_tokens, n_layers);
+  longhaul::Run(max_tokens, n_layers,
+                kv_dtype == "fp8" ? longhaul::DType::kF8E4M3 : longhaul::DType::kBF16);
   return 0;
 }
