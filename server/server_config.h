@@ -96,6 +96,8 @@ struct FlagSpec {
 const std::vector<FlagSpec>& FlagTable();
 // Text of a setting's default, for help.
 std::string DefaultText(const FlagSpec& flag);
+// Text of its value in a configuration, as the flag takes it.
+std::string ValueText(const FlagSpec& flag, const ServerConfig& config);
 
 // Values as text, by flag name; a list flag may have several.
 using FlagValues = std::map<std::string, std::vector<std::string>>;
