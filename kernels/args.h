@@ -237,8 +237,7 @@ struct SparsePlan {
   int32_t* stripes = nullptr;    // [H, max_stripes] first keys, ascending multiples of stripe_width
   int32_t* n_bands = nullptr;    // [H]
   int32_t* bands = nullptr;      // [H, max_bands] ascending band numbers b >= window / 64
-  int64_t* kept_pairs = nullptr;  // [H] (row, key) pairs kept in this epoch (an upper bound where
-                                  // stripes cross bands)
+  int64_t* kept_pairs = nullptr;  // [H] (row, key) pairs kept in this epoch
 };
 
 // Budget: turns the mass of heads [head_begin, head_begin + heads) into their part of the plan.
@@ -252,8 +251,9 @@ struct SparsePlan {
 //
 // A stripe's mass and cost are sums over its keys; a key costs one pair per row to which it is
 // remote, so keys that are sinks, or in the window of every row, are no candidates. A band costs
-// its remote pairs * (64 + 64 - 1) / 64: a tile of 64 rows loads it as a rectangle. A pair in a
-// stripe and in a band counts for both: the sum may overstate what is kept, the audit measures it.
+// its remote pairs * (64 + 64 - 1) / 64: a tile of 64 rows loads it as a rectangle. Mass in a stripe
+// and in a band is counted once, as if the two met in proportion to their mass (UnionMass); the
+// audit measures what is kept.
 //
 // Scope kAll (preset `paper`): the target is alpha of all mass whatever the local keys hold, no
 // head streams, candidates are all stripes, largest mass first, and no bands. Stripes that the
@@ -286,8 +286,8 @@ struct HeadBudget {
 
 // The other way to fill a plan: of each head the columns and the bands of the largest mass, as many
 // as its budget says; ties go to the lower key or band. What the local pattern covers for every row
-// counts in the budget but is not listed. kept_pairs is exact here. Dense are heads whose budget
-// covers all, and those with more columns than the plan holds.
+// counts in the budget but is not listed. Dense are heads whose budget covers all, and those with
+// more columns than the plan holds.
 struct SelectBudgetArgs {
   int64_t q_begin = 0;
   int64_t n_q = 0;                      // T

@@ -38,20 +38,6 @@ Cut FindCut(int64_t begin, int64_t end, int64_t k, const RankOf& rank_of) {
   return {static_cast<uint32_t>(found), k};
 }
 
-// Rows to which `key` is remote and which do not meet it in one of the ascending bands.
-int64_t RowsBesideBands(EpochRows rows, LocalPattern local, int64_t key, const int32_t* bands,
-                        int64_t n_bands) {
-  const int64_t n_rows = RemoteRows(rows, local, key);
-  // Kept distances below `distance`.
-  const auto n_kept = [&](int64_t distance) {
-    const int32_t* at = std::lower_bound(bands, bands + n_bands, distance / kBandWidth);
-    const bool inside = at != bands + n_bands && *at == distance / kBandWidth;
-    return (at - bands) * kBandWidth + (inside ? distance % kBandWidth : 0);
-  };
-  const int64_t end = rows.q_end - key;  // distances of the remote rows: [end - n_rows, end)
-  return n_rows - (n_kept(end) - n_kept(end - n_rows));
-}
-
 }  // namespace
 
 void SelectBudgetOfHead(const SelectBudgetArgs& args, int64_t head) {
@@ -91,7 +77,8 @@ void SelectBudgetOfHead(const SelectBudgetArgs& args, int64_t head) {
   for (int64_t key = range.first_column; key < rows.q_end; ++key) {
     if (!column_cut.Takes(rank_of_key(key)) || RemoteRows(rows, plan.local, key) == 0) continue;
     stripes[n_listed_columns++] = static_cast<int32_t>(key);
-    kept_pairs += RowsBesideBands(rows, plan.local, key, bands, n_listed_bands);
+    kept_pairs += RemoteRows(rows, plan.local, key) -
+                  RowsInBands(rows, plan.local, key, bands, n_listed_bands);
   }
 
   const bool local_only = n_listed_columns == 0 && n_listed_bands == 0;

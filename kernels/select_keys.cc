@@ -11,16 +11,19 @@
 namespace longhaul {
 namespace {
 
-// What the voting rows must keep beyond the local pattern, FixedMass; at most 0 = nothing.
-int64_t NeedBeyondLocal(float alpha, TensorView lse_full, TensorView lse_local, int64_t head,
-                        int64_t n_voting) {
+// Mass of the voting rows in the local pattern, FixedMass.
+int64_t LocalMass(TensorView lse_full, TensorView lse_local, int64_t head, int64_t n_voting) {
   const float* full = lse_full.Row<float>(head);
   const float* local = lse_local.Row<float>(head);
-  int64_t need = FixedMass(double{alpha} * static_cast<double>(n_voting));
+  int64_t mass = 0;
   for (int64_t r = 0; r < n_voting; ++r) {
-    need -= FixedMass(std::exp(double{local[r]} - double{full[r]}));
+    mass += FixedMass(std::exp(double{local[r]} - double{full[r]}));
   }
-  return need;
+  return mass;
+}
+
+int64_t TargetMass(float alpha, int64_t n_voting) {
+  return FixedMass(double{alpha} * static_cast<double>(n_voting));
 }
 
 void SetKind(const SparsePlan& plan, int64_t head, HeadKind kind, int64_t kept_pairs) {
@@ -44,11 +47,25 @@ class HeadSelection {
                        ? nullptr
                        : args.band_mass.Row<float>(head - args.head_begin)) {}
 
-  // Takes candidates until their mass reaches `need`. False when they do not fit the plan or cost
-  // more than the cap: the head is better dense.
-  bool Take(int64_t need);
+  // Takes candidates until they keep `need` of `remote_mass`, all that there is to take. False when
+  // they do not fit the plan or cost more than the cap: the head is better dense.
+  bool Take(int64_t need, int64_t remote_mass);
 
  private:
+  // Where taking by score ends.
+  struct Cut {
+    int bucket = -1;   // the last one that is taken, perhaps in part
+    int64_t need = 0;  // what of its mass is needed
+  };
+  // Pass 1: the best score of what is not forced; returns the mass of what is.
+  int64_t FindBestScore();
+  // Pass 2: mass by bucket of score, best first.
+  Cut FindCut(int64_t need, int64_t forced_mass, int64_t remote_mass) const;
+  // Pass 3: compaction, in key order.
+  bool WriteLists(Cut cut) const;
+  // Pairs of the plan's stripes that lie in its bands too.
+  int64_t PairsInBoth() const;
+
   Candidate Stripe(int64_t begin) const;
   Candidate Band(int64_t band) const;
   bool IsForced(const Candidate& c) const { return c.max_mass >= args_.keep_max; }
@@ -97,30 +114,39 @@ void HeadSelection::ForEach(Visit&& visit) const {
   }
 }
 
-bool HeadSelection::Take(int64_t need) {
-  // Pass 1: what is kept whatever its sum, and the top of the histogram.
+int64_t HeadSelection::FindBestScore() {
+  int64_t forced_mass = 0;
   ForEach([&](const Candidate& c, int64_t, int64_t) {
     if (IsForced(c)) {
-      need -= c.mass;
+      forced_mass += c.mass;
     } else {
       best_score_ = std::max(best_score_, c.score);
     }
   });
+  return forced_mass;
+}
 
-  // Pass 2: mass by bucket of score, best first; the cut-off is where the need is met.
-  std::array<int64_t, kScoreBuckets> bucket_mass{};
-  ForEach([&](const Candidate& c, int64_t, int64_t) {
-    if (!IsForced(c)) bucket_mass[BucketOf(c.score)] += c.mass;
+HeadSelection::Cut HeadSelection::FindCut(int64_t need, int64_t forced_mass,
+                                          int64_t remote_mass) const {
+  std::array<TakenMass, kScoreBuckets> buckets{};
+  ForEach([&](const Candidate& c, int64_t, int64_t band) {
+    if (IsForced(c)) return;
+    TakenMass& bucket = buckets[BucketOf(c.score)];
+    (band < 0 ? bucket.stripes : bucket.bands) += c.mass;
   });
-  int cut = -1;  // the last bucket that is taken, perhaps in part
-  int64_t cut_need = 0;
-  while (need > 0 && cut + 1 < kScoreBuckets) {
-    cut_need = need;
-    need -= bucket_mass[++cut];
+  TakenMass taken = {.stripes = forced_mass};
+  if (UnionMass(taken, remote_mass) >= need) return {};
+  for (int b = 0; b < kScoreBuckets; ++b) {
+    const TakenMass before = taken;
+    taken.stripes += buckets[b].stripes;
+    taken.bands += buckets[b].bands;
+    if (UnionMass(taken, remote_mass) < need) continue;
+    return {.bucket = b, .need = NeedOfBucket(need, before, buckets[b], remote_mass)};
   }
-  if (need > 0) cut_need = std::numeric_limits<int64_t>::max();  // all of it is not enough
+  return {.bucket = kScoreBuckets - 1, .need = std::numeric_limits<int64_t>::max()};
+}
 
-  // Pass 3: compaction, in key order.
+bool HeadSelection::WriteLists(Cut cut) const {
   const SparsePlan& plan = args_.plan;
   int32_t* stripes = plan.stripes + head_ * plan.max_stripes;
   int32_t* bands = plan.bands + head_ * plan.max_bands;
@@ -132,8 +158,8 @@ bool HeadSelection::Take(int64_t need) {
   ForEach([&](const Candidate& c, int64_t stripe, int64_t band) {
     if (!IsForced(c)) {
       const int bucket = BucketOf(c.score);
-      if (bucket > cut || (bucket == cut && cut_need <= 0)) return;
-      if (bucket == cut) cut_need -= c.mass;
+      if (bucket > cut.bucket || (bucket == cut.bucket && cut.need <= 0)) return;
+      if (bucket == cut.bucket) cut.need -= c.mass;
     }
     if (c.pairs == 0) return;
     kept_pairs += c.pairs;
@@ -146,15 +172,33 @@ bool HeadSelection::Take(int64_t need) {
       fits &= n_bands++ < plan.max_bands;
     }
   });
-  const int64_t dense_pairs = CausalPairs(rows_);
-  if (!fits || static_cast<double>(cost) > double{args_.dense_cost_fraction} * dense_pairs) {
-    return false;
-  }
+  const double most = double{args_.dense_cost_fraction} * static_cast<double>(CausalPairs(rows_));
+  if (!fits || static_cast<double>(cost) > most) return false;
   plan.kind[head_] = static_cast<int32_t>(HeadKind::kSparse);
   plan.n_stripes[head_] = static_cast<int32_t>(n_stripes);
   plan.n_bands[head_] = static_cast<int32_t>(n_bands);
-  plan.kept_pairs[head_] = std::min(kept_pairs, dense_pairs);
+  plan.kept_pairs[head_] = kept_pairs - PairsInBoth();
   return true;
+}
+
+int64_t HeadSelection::PairsInBoth() const {
+  const SparsePlan& plan = args_.plan;
+  const int64_t n_bands = plan.n_bands[head_];
+  if (n_bands == 0) return 0;
+  const int32_t* stripes = plan.stripes + head_ * plan.max_stripes;
+  const int32_t* bands = plan.bands + head_ * plan.max_bands;
+  int64_t pairs = 0;
+  for (int32_t s = 0; s < plan.n_stripes[head_]; ++s) {
+    for (int64_t key = stripes[s]; key < stripes[s] + plan.stripe_width; ++key) {
+      pairs += RowsInBands(rows_, plan.local, key, bands, n_bands);
+    }
+  }
+  return pairs;
+}
+
+bool HeadSelection::Take(int64_t need, int64_t remote_mass) {
+  const int64_t forced_mass = FindBestScore();
+  return WriteLists(FindCut(need, forced_mass, remote_mass));
 }
 
 }  // namespace
@@ -162,16 +206,18 @@ bool HeadSelection::Take(int64_t need) {
 void SelectKeysOfHead(const SelectKeysArgs& args, int64_t head) {
   if (args.skip != nullptr && args.skip[head]) return;
   const EpochRows rows{args.q_begin, args.q_begin + args.n_q};
-  const double alpha = args.alpha[head];
-  if (alpha >= 1) return SetKind(args.plan, head, HeadKind::kDense, CausalPairs(rows));
-  int64_t need = FixedMass(alpha * static_cast<double>(args.n_voting));
+  if (args.alpha[head] >= 1) return SetKind(args.plan, head, HeadKind::kDense, CausalPairs(rows));
+  int64_t need = TargetMass(args.alpha[head], args.n_voting);
+  int64_t remote_mass = TargetMass(1, args.n_voting);
   if (args.scope == MassScope::kRemote) {
-    need = NeedBeyondLocal(args.alpha[head], args.lse_full, args.lse_local, head, args.n_voting);
+    const int64_t local_mass = LocalMass(args.lse_full, args.lse_local, head, args.n_voting);
+    need -= local_mass;
+    remote_mass -= local_mass;
     if (need <= 0) {
       return SetKind(args.plan, head, HeadKind::kStreaming, LocalPairs(rows, args.plan.local));
     }
   }
-  if (!HeadSelection(args, head).Take(need)) {
+  if (!HeadSelection(args, head).Take(need, remote_mass)) {
     SetKind(args.plan, head, HeadKind::kDense, CausalPairs(rows));
   }
 }
@@ -181,7 +227,8 @@ void SelectStreamingOfHead(const SelectStreamingArgs& args, int64_t head) {
   args.skip[head] = 1;
   if (args.alpha[head] >= 1) return SetKind(args.plan, head, HeadKind::kDense, CausalPairs(rows));
   // As in SelectKeysOfHead.
-  if (NeedBeyondLocal(args.alpha[head], args.lse_full, args.lse_local, head, args.n_voting) <= 0) {
+  if (TargetMass(args.alpha[head], args.n_voting) <=
+      LocalMass(args.lse_full, args.lse_local, head, args.n_voting)) {
     return SetKind(args.plan, head, HeadKind::kStreaming, LocalPairs(rows, args.plan.local));
   }
   args.skip[head] = 0;

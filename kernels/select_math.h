@@ -74,6 +74,21 @@ constexpr int64_t BandPairs(EpochRows rows, LocalPattern local, int64_t band) {
                                      kBandWidth);
 }
 
+// Distances below `distance` between a row and a key that lie in ascending bands.
+constexpr int64_t DistancesInBands(const int32_t* bands, int64_t n_bands, int64_t distance) {
+  const int32_t* at = std::lower_bound(bands, bands + n_bands, distance / kBandWidth);
+  const bool inside = at != bands + n_bands && *at == distance / kBandWidth;
+  return (at - bands) * kBandWidth + (inside ? distance % kBandWidth : 0);
+}
+
+// Rows to which `key` is remote and which meet it in one of the ascending bands.
+constexpr int64_t RowsInBands(EpochRows rows, LocalPattern local, int64_t key, const int32_t* bands,
+                              int64_t n_bands) {
+  const int64_t end = rows.q_end - key;  // distances of the remote rows: [begin, end)
+  const int64_t begin = end - RemoteRows(rows, local, key);
+  return DistancesInBands(bands, n_bands, end) - DistancesInBands(bands, n_bands, begin);
+}
+
 // What the attention kernel loads for the pairs of a band.
 constexpr int64_t PaddedBandCost(int64_t pairs) {
   return CeilDiv(pairs * (kBandWidth + select_internal::kRowTile - 1), kBandWidth);
@@ -86,6 +101,47 @@ constexpr int64_t FixedMass(double mass) {
   constexpr double kMostMass = 0x1p12;
   if (!(mass > 0)) return 0;  // also not-a-number
   return static_cast<int64_t>(std::min(mass, kMostMass) * kUnit);
+}
+
+// FixedMass of stripes and of bands, each added up.
+struct TakenMass {
+  int64_t stripes = 0;
+  int64_t bands = 0;
+};
+
+// What stripes and bands keep together of all remote mass (FixedMass).
+// Each remote pair lies in one stripe and in one band, so all candidates together have the remote
+// mass twice; how much of it is in both a stripe and a band that are taken, nobody counts. As if
+// they met in proportion: just adding stopped where heads whose mass is spread kept 0.65 of it
+// instead of 0.95. Exact in integers, and so never falls when a mass grows.
+constexpr int64_t UnionMass(TakenMass taken, int64_t remote_mass) {
+  if (remote_mass <= 0) return 0;
+  const auto stripes = static_cast<uint64_t>(std::min(taken.stripes, remote_mass));
+  const auto bands = static_cast<uint64_t>(std::min(taken.bands, remote_mass));
+  const auto both = static_cast<unsigned __int128>(stripes) * bands;
+  const auto shared = static_cast<int64_t>(both / static_cast<uint64_t>(remote_mass));
+  return taken.stripes + taken.bands - shared;
+}
+
+// How much of a bucket to take, its stripes first, so that it and what is taken `before` keep
+// `need`: more than `before` does, at most what all of it does.
+constexpr int64_t NeedOfBucket(int64_t need, TakenMass before, TakenMass bucket,
+                               int64_t remote_mass) {
+  // What to take of `mass` where all of it would keep `gain` more.
+  const auto share = [](int64_t missing, int64_t gain, int64_t mass) {
+    if (gain == mass) return missing;
+    const double part = static_cast<double>(missing) / static_cast<double>(gain);
+    return std::clamp<int64_t>(static_cast<int64_t>(part * static_cast<double>(mass)), 1, mass);
+  };
+  const TakenMass with_stripes = {before.stripes + bucket.stripes, before.bands};
+  const int64_t kept_before = UnionMass(before, remote_mass);
+  const int64_t kept_stripes = UnionMass(with_stripes, remote_mass);
+  if (need <= kept_stripes) {
+    return share(need - kept_before, kept_stripes - kept_before, bucket.stripes);
+  }
+  const int64_t kept_all =
+      UnionMass({with_stripes.stripes, before.bands + bucket.bands}, remote_mass);
+  return bucket.stripes + share(need - kept_stripes, kept_all - kept_stripes, bucket.bands);
 }
 
 // A stripe or a band that could be kept.

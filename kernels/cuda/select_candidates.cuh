@@ -67,12 +67,14 @@ struct SelectParams {
   int64_t band_mass_stride = 0;
   Global<const float> alpha;   // [H]
   Global<const uint8_t> skip;  // [H] or null
-  Global<uint64_t> histogram;  // [heads, 256]
+  Global<uint64_t> histogram;  // [heads, 512] of stripes, then of bands
   Global<HeadCut> cuts;        // [heads]
   Global<ChunkTop> tops;       // [heads, n_chunks]
   Global<ChunkCount> counts;
   Global<ChunkPlace> places;
 };
+
+inline constexpr int kHistogramSize = 2 * kScoreBuckets;
 
 inline constexpr int64_t kOneStripe = 1;
 inline constexpr int64_t kOneBand = int64_t{1} << 32;

@@ -2,16 +2,18 @@
 // head is cut into chunks whose partial results are combined in order or as integers.
 //
 //   Top        mass of what is kept whatever its sum, best score of the rest     per chunk
-//   Histogram  mass by bucket of score                                           per head
+//   Histogram  mass by bucket of score, of stripes and of bands                  per head
 //   Cut        heads that stream or are dense; else the last bucket taken        per head
 //   Count      what is taken above the cut-off, and what the cut-off bucket has  per chunk
 //   Place      where each chunk's entries go; lists that do not pay are dropped  per head
 //   Write      the lists                                                         per chunk
+//   Overlap    takes what stripes and bands share off the count of pairs         per chunk
 #include "kernels/cuda/select_keys.h"
 
 #include <limits>
 
 #include "kernels/base/checked_math.h"
+#include "kernels/cuda/bands.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/scratch_carver.h"
 #include "kernels/cuda/select_candidates.cuh"
@@ -27,7 +29,11 @@ LH_KERNEL(kThreads, 1) TopKernel(SelectParams p) {
   const int64_t chunk = BlockX();
   const int64_t head = BlockY();
   if (IsSkipped(p, head)) return;
-  if (chunk == 0) p.histogram[head * kScoreBuckets + ThreadId()] = 0;
+  if (chunk == 0) {
+    for (int i = ThreadId(); i < kHistogramSize; i += kThreads) {
+      p.histogram[head * kHistogramSize + i] = 0;
+    }
+  }
   SharedArena arena;
   Scan scan(arena);
   Shared<float> warp_best = arena.Carve<float>(Scan::kWarps);
@@ -75,20 +81,24 @@ LH_KERNEL(kThreads, 1) HistogramKernel(SelectParams p) {
   const int64_t head = BlockY();
   if (IsSkipped(p, head)) return;
   SharedArena arena;
-  Shared<uint64_t> bucket_mass = arena.Carve<uint64_t>(kScoreBuckets);
+  Shared<uint64_t> bucket_mass = arena.Carve<uint64_t>(kHistogramSize);
   Shared<float> warp_best = arena.Carve<float>(Scan::kWarps);
-  bucket_mass[ThreadId()] = 0;
+  for (int i = ThreadId(); i < kHistogramSize; i += kThreads) bucket_mass[i] = 0;
   const float best_score = BestScore(p, head, warp_best);  // its barrier covers bucket_mass
   const Items items = LoadItems(p, head, chunk);
   LH_UNROLL
   for (int i = 0; i < kItems; ++i) {
     const Candidate& c = items.candidate[i];
     if (!(c.score > 0) || IsForced(p, c)) continue;
-    AtomicAdd(bucket_mass + ScoreBucket(best_score, c.score), static_cast<uint64_t>(c.mass));
+    const int first_bucket = items.first + i < p.n_stripes ? 0 : kScoreBuckets;
+    AtomicAdd(bucket_mass + (first_bucket + ScoreBucket(best_score, c.score)),
+              static_cast<uint64_t>(c.mass));
   }
   SyncThreads();
-  const uint64_t mass = bucket_mass[ThreadId()];
-  if (mass != 0) AtomicAdd(p.histogram + (head * kScoreBuckets + ThreadId()), mass);
+  for (int i = ThreadId(); i < kHistogramSize; i += kThreads) {
+    const uint64_t mass = bucket_mass[i];
+    if (mass != 0) AtomicAdd(p.histogram + (head * kHistogramSize + i), mass);
+  }
 }
 
 // Grid [heads].
@@ -106,10 +116,13 @@ LH_KERNEL(kThreads, 1) CutKernel(SelectParams p) {
   HeadCut cut = {.best_score = BestScore(p, head, warp_best), .cut = -1, .cut_need = 0, .open = 1};
   const float alpha = p.alpha[abs_head];
   int64_t need = FixedMass(static_cast<double>(alpha) * static_cast<double>(p.n_voting));
+  int64_t remote_mass = FixedMass(static_cast<double>(p.n_voting));
   if (p.scope == MassScope::kRemote) {
-    need -= scan.Sum(LocalMass(p.lse_full + abs_head * p.lse_full_stride,
-                               p.lse_local + abs_head * p.lse_local_stride, p.n_voting, ThreadId(),
-                               kThreads));
+    const int64_t local_mass = scan.Sum(LocalMass(p.lse_full + abs_head * p.lse_full_stride,
+                                                  p.lse_local + abs_head * p.lse_local_stride,
+                                                  p.n_voting, ThreadId(), kThreads));
+    need -= local_mass;
+    remote_mass -= local_mass;
   }
   const bool dense = alpha >= 1;
   if (dense || (p.scope == MassScope::kRemote && need <= 0)) {
@@ -125,21 +138,30 @@ LH_KERNEL(kThreads, 1) CutKernel(SelectParams p) {
     const ChunkTop top = p.tops[head * p.n_chunks + chunk];
     forced_mass += top.forced_mass;
   }
-  need -= scan.Sum(forced_mass);
-  const auto mass = static_cast<int64_t>(p.histogram[head * kScoreBuckets + ThreadId()]);
-  int64_t total = 0;
-  const int64_t before = scan.Exclusive(mass, total);
-  if (need > 0 && total < need) {  // all of it is not enough
+  forced_mass = scan.Sum(forced_mass);
+  const Global<const uint64_t> histogram = p.histogram + head * kHistogramSize;
+  const TakenMass bucket = {.stripes = static_cast<int64_t>(histogram[ThreadId()]),
+                            .bands = static_cast<int64_t>(histogram[kScoreBuckets + ThreadId()])};
+  TakenMass all = {};
+  TakenMass before = {.stripes = scan.Exclusive(bucket.stripes, all.stripes),
+                      .bands = scan.Exclusive(bucket.bands, all.bands)};
+  before.stripes += forced_mass;
+  all.stripes += forced_mass;
+  const TakenMass taken = {before.stripes + bucket.stripes, before.bands + bucket.bands};
+  const bool none_needed = UnionMass({forced_mass, 0}, remote_mass) >= need;
+  const bool all_needed = UnionMass(all, remote_mass) < need;
+  if (all_needed) {  // and not enough
     cut.cut = kScoreBuckets - 1;
     cut.cut_need = std::numeric_limits<int64_t>::max();
   }
   // At most one thread finds that its bucket meets the need; else it is thread 0 that writes.
-  const bool is_mine = need > 0 && before < need && need <= before + mass;
+  const bool is_mine =
+      UnionMass(before, remote_mass) < need && need <= UnionMass(taken, remote_mass);
   if (is_mine) {
     cut.cut = ThreadId();
-    cut.cut_need = need - before;
+    cut.cut_need = NeedOfBucket(need, before, bucket, remote_mass);
   }
-  if (is_mine || (ThreadId() == 0 && (need <= 0 || total < need))) p.cuts[head] = cut;
+  if (is_mine || (ThreadId() == 0 && (none_needed || all_needed))) p.cuts[head] = cut;
 }
 
 // Grid [n_chunks, heads].
@@ -180,8 +202,7 @@ LH_DEVICE void Decide(const SelectParams& p, int64_t head, const Tally& taken) {
     SetKind(p.plan, head, HeadKind::kDense, dense_pairs);
     return;
   }
-  const int64_t kept_pairs = local_pairs + taken.pairs;
-  SetKind(p.plan, head, HeadKind::kSparse, kept_pairs < dense_pairs ? kept_pairs : dense_pairs);
+  SetKind(p.plan, head, HeadKind::kSparse, local_pairs + taken.pairs);
   Global<int32_t>(p.plan.n_stripes)[head] = static_cast<int32_t>(n_stripes);
   Global<int32_t>(p.plan.n_bands)[head] = static_cast<int32_t>(n_bands);
 }
@@ -260,6 +281,33 @@ LH_KERNEL(kThreads, 1) WriteKernel(SelectParams p) {
   }
 }
 
+// Grid [n_chunks, heads]: a chunk of the list of stripes.
+LH_KERNEL(kThreads, 1) OverlapKernel(SelectParams p) {
+  const int64_t abs_head = p.head_begin + BlockY();
+  const HeadCut cut = p.cuts[BlockY()];
+  if (cut.open == 0) return;
+  const int32_t n_stripes = Global<int32_t>(p.plan.n_stripes)[abs_head];  // 0 where it is dense
+  const int32_t n_bands = Global<int32_t>(p.plan.n_bands)[abs_head];
+  if (n_bands == 0 || BlockX() * kChunk >= n_stripes) return;
+  SharedArena arena;
+  Scan scan(arena);
+  const Global<const int32_t> stripes(p.plan.stripes + abs_head * p.plan.max_stripes);
+  const Global<const int32_t> bands(p.plan.bands + abs_head * p.plan.max_bands);
+  int64_t pairs = 0;
+  for (int i = 0; i < kItems; ++i) {
+    const int64_t entry = BlockX() * kChunk + i * kThreads + ThreadId();
+    if (entry >= n_stripes) break;
+    const int64_t begin = stripes[entry];
+    for (int64_t key = begin; key < begin + p.plan.stripe_width; ++key) {
+      pairs += RowsInBands(p.rows, p.plan.local, key, bands, n_bands);
+    }
+  }
+  pairs = scan.Sum(pairs);
+  if (ThreadId() != 0 || pairs == 0) return;
+  AtomicAdd(Cast<uint64_t>(Global<int64_t>(p.plan.kept_pairs + abs_head)),
+            ~static_cast<uint64_t>(pairs) + 1);
+}
+
 struct StreamingParams {
   EpochRows rows;
   int64_t n_voting = 0;
@@ -298,7 +346,7 @@ int64_t MostChunks(int64_t n_keys) { return CeilDiv(n_keys + CeilDiv(n_keys, kBa
 // Points the parameters into the scratch; returns its size.
 int64_t CarveScratch(int64_t n_heads, int64_t n_chunks, std::byte* scratch, SelectParams& p) {
   ScratchCarver carver(scratch);
-  p.histogram = carver.Take<uint64_t>(n_heads * kScoreBuckets);
+  p.histogram = carver.Take<uint64_t>(n_heads * kHistogramSize);
   p.cuts = carver.Take<HeadCut>(n_heads);
   p.tops = carver.Take<ChunkTop>(n_heads * n_chunks);
   p.counts = carver.Take<ChunkCount>(n_heads * n_chunks);
@@ -368,7 +416,7 @@ cudaError_t SelectKeys(const SelectKeysArgs& args, std::byte* scratch, cudaStrea
   CarveScratch(n_heads, p.n_chunks, scratch, p);
   const auto x = static_cast<unsigned>(p.n_chunks);
   const auto y = static_cast<unsigned>(n_heads);
-  constexpr int kSmemBytes = BlockScanBytes<kThreads>() + CarvedBytes<uint64_t>(kScoreBuckets) +
+  constexpr int kSmemBytes = BlockScanBytes<kThreads>() + CarvedBytes<uint64_t>(kHistogramSize) +
                              CarvedBytes<float>(Scan::kWarps);
   struct Step {
     const char* name;
@@ -376,9 +424,13 @@ cudaError_t SelectKeys(const SelectKeysArgs& args, std::byte* scratch, cudaStrea
     dim3 grid;
   };
   const Step steps[] = {
-      {"select keys: top", TopKernel, {x, y}},  {"select keys: histogram", HistogramKernel, {x, y}},
-      {"select keys: cut", CutKernel, {y}},     {"select keys: count", CountKernel, {x, y}},
-      {"select keys: place", PlaceKernel, {y}}, {"select keys: write", WriteKernel, {x, y}},
+      {"select keys: top", TopKernel, {x, y}},
+      {"select keys: histogram", HistogramKernel, {x, y}},
+      {"select keys: cut", CutKernel, {y}},
+      {"select keys: count", CountKernel, {x, y}},
+      {"select keys: place", PlaceKernel, {y}},
+      {"select keys: write", WriteKernel, {x, y}},
+      {"select keys: overlap", OverlapKernel, {x, y}},
   };
   for (const Step& step : steps) {
     const cudaError_t error = Launch({.name = step.name,

@@ -181,6 +181,59 @@ TEST_F(SelectKeysTest, BandBeatsKeysOfTheSameMassOnlyAtItsPaddedCost) {
             LocalPairs(rows(), args_.plan.local) + BandPairs(rows(), args_.plan.local, 10));
 }
 
+// Each pair lies in a stripe and in a band. Adding both masses up would meet the need with half of
+// the pairs that it takes.
+TEST_F(SelectKeysTest, MassInStripesAndBandsCountsOnce) {
+  // The 5 that local keys do not hold, evenly over keys, and most of it again in eight bands.
+  for (int64_t key = 100; key < 2100; ++key) sum_[key] = 0.0025f;
+  for (int64_t band = 5; band < 13; ++band) band_[band] = 0.4f;
+  args_.dense_cost_fraction = 2;
+  ASSERT_EQ(Select(), HeadKind::kSparse);
+  ASSERT_EQ(plan_->bands(0).size(), 8u);
+  const double stripes = 0.0025 * static_cast<double>(plan_->stripes(0).size());
+  EXPECT_NEAR(stripes + 3.2 - stripes * 3.2 / 5, 4, 0.01);
+}
+
+TEST_F(SelectKeysTest, PairsInAStripeAndABandAreCountedOnce) {
+  for (int64_t width : {1, 8}) {
+    Reset(2048, 256, {.sink = 64, .window = 128}, width);
+    band_[10] = band_[11] = band_[20] = 1.3f;
+    for (int64_t key : {70, 960, 1400, 1700, 2090}) sum_[key] = 0.4f;
+    alpha_ = 0.999f;
+    ASSERT_EQ(Select(), HeadKind::kSparse);
+    const std::vector<int32_t> stripes = plan_->stripes(0), bands = plan_->bands(0);
+    ASSERT_EQ(stripes.size(), 5u);
+    ASSERT_EQ(bands.size(), 3u);
+    int64_t n_kept = 0;
+    for (int64_t i = rows().q_begin; i < rows().q_end; ++i) {
+      for (int64_t j = 0; j <= i; ++j) {
+        const bool in_stripe = std::count(stripes.begin(), stripes.end(), j / width * width) > 0;
+        const bool in_band = std::count(bands.begin(), bands.end(), (i - j) / kBandWidth) > 0;
+        n_kept += IsLocal(args_.plan.local, i, j) || in_stripe || in_band;
+      }
+    }
+    EXPECT_EQ(plan_->kept_pairs(0), n_kept) << "width " << width;
+  }
+}
+
+TEST(UnionMassTest, GrowsWithBothAndReachesAll) {
+  const int64_t all = FixedMass(40);
+  EXPECT_EQ(UnionMass({all / 2, all / 2}, all), all - all / 4);
+  EXPECT_EQ(UnionMass({all, 0}, all), all);
+  EXPECT_EQ(UnionMass({2 * all, 3}, all), 2 * all);  // what a broken model makes
+  EXPECT_EQ(UnionMass({5, 5}, 0), 0);
+  Random random(5);
+  for (int i = 0; i < 1000; ++i) {
+    const auto stripes = static_cast<int64_t>(random.Below(1000000007)) * (all >> 30);
+    const auto bands = static_cast<int64_t>(random.Below(1000000007)) * (all >> 30);
+    const int64_t kept = UnionMass({stripes, bands}, all);
+    EXPECT_GE(kept, std::max(stripes, bands));
+    EXPECT_LE(kept, std::min(stripes + bands, all));
+    EXPECT_GE(UnionMass({stripes + 1, bands}, all), kept);
+    EXPECT_GE(UnionMass({stripes, bands + 1}, all), kept);
+  }
+}
+
 TEST_F(SelectKeysTest, WideStripesAreAlignedAndSummed) {
   for (int64_t width : {8, 16, 64}) {
     Reset(2048, 256, {.sink = 64, .window = 128}, width);
