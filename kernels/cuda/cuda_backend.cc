@@ -1,8 +1,9 @@
 // The CUDA backend: one GPU, one stream. Owns the stream, the staging memory and the scratch of the
 // ops, and hands each op to the file that implements it; nothing waits but Synchronize.
 //
-// One stream for work and copies alike: what a step uploads (token ids, positions, page tables) is
-// small and its first op needs it, so a second stream would only add events.
+// One stream for work and copies alike. A second one for copies has nothing to overlap with: what a
+// step uploads (token ids, positions, page tables) depends on the tokens that the step before it
+// downloads, is small, and its first op needs it.
 #include <cuda_runtime.h>
 #include <fmt/format.h>
 
@@ -24,6 +25,8 @@
 #include "kernels/cuda/errors.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/graphs.h"
+#include "kernels/cuda/hopper_attention.h"
+#include "kernels/cuda/hopper_check.h"
 #include "kernels/cuda/sample_passes.h"
 #include "kernels/cuda/select_budget.h"
 #include "kernels/cuda/select_keys.h"
@@ -41,15 +44,26 @@ constexpr int kMinMajor = 8;  // sm_80: cp.async, ldmatrix, bf16 mma
 // Stripes are gathered from their pages: no copies until a GPU has shown that they pay.
 constexpr cuda::StripeCopies kStripeCopies = {.n_keys = 0};
 
+cuda::DeviceLimits LimitsOf(const cudaDeviceProp& properties) {
+  return {.n_multiprocessors = properties.multiProcessorCount,
+          .shared_bytes = static_cast<int>(properties.sharedMemPerMultiprocessor),
+          .l2_bytes = properties.l2CacheSize};
+}
+
+// Which kernel large dense prefill runs on.
+struct DenseKernel {
+  bool is_hopper = false;
+  std::string remark;  // for the operator; "" where there is no choice
+};
+
 class CudaBackend : public Backend {
  public:
   // The stream, the staging memory and the GEMM are those of this object.
-  CudaBackend(const cudaDeviceProp& properties, cudaStream_t stream,
+  CudaBackend(const cudaDeviceProp& properties, DenseKernel dense, cudaStream_t stream,
               std::unique_ptr<cuda::StagingCopies> staging, std::unique_ptr<cuda::Gemm> gemm)
       : properties_(properties),
-        limits_{.n_multiprocessors = properties.multiProcessorCount,
-                .shared_bytes = static_cast<int>(properties.sharedMemPerMultiprocessor),
-                .l2_bytes = properties.l2CacheSize},
+        limits_(LimitsOf(properties)),
+        dense_(std::move(dense)),
         stream_(stream),
         staging_(std::move(staging)),
         gemm_(std::move(gemm)),
@@ -63,9 +77,10 @@ class CudaBackend : public Backend {
   }
 
   std::string Description() const override {
-    return fmt::format("cuda ({}, sm_{}{}, {} multiprocessors, {:.1f} GiB)", properties_.name,
+    return fmt::format("cuda ({}, sm_{}{}, {} multiprocessors, {:.1f} GiB{}{})", properties_.name,
                        properties_.major, properties_.minor, properties_.multiProcessorCount,
-                       static_cast<double>(properties_.totalGlobalMem) / (1 << 30));
+                       static_cast<double>(properties_.totalGlobalMem) / (1 << 30),
+                       dense_.remark.empty() ? "" : ", ", dense_.remark);
   }
   DType activation_dtype() const override { return kAct; }
   bool is_host() const override { return false; }
@@ -168,6 +183,10 @@ class CudaBackend : public Backend {
 
   void AttendDense(const AttendDenseArgs& args) override {
     CheckArgs(args, kAct);
+    if (dense_.is_hopper && cuda::SuitsHopper(args, limits_)) {
+      CheckCuda(cuda::AttendDenseHopper(args, {}, limits_, stream_), "AttendDense");
+      return;
+    }
     std::byte* scratch =
         scratch_.Ensure(cuda::AttendDenseScratchBytes(limits_, args.kv.head_dim), "AttendDense");
     CheckCuda(cuda::AttendDense(args, {}, limits_, scratch, stream_), "AttendDense");
@@ -250,6 +269,7 @@ class CudaBackend : public Backend {
 
   const cudaDeviceProp properties_;
   const cuda::DeviceLimits limits_;
+  const DenseKernel dense_;
   const cudaStream_t stream_;
   std::unique_ptr<cuda::StagingCopies> staging_;
   std::unique_ptr<cuda::Gemm> gemm_;
@@ -280,9 +300,28 @@ absl::StatusOr<cudaDeviceProp> FindGpu() {
   return properties;
 }
 
+// Hopper's own kernel where there is one and it passes its check on this very device.
+absl::StatusOr<DenseKernel> ChooseDenseKernel(const cudaDeviceProp& properties, bool may_use_hopper,
+                                              cudaStream_t stream) {
+  if (properties.major != 9) return DenseKernel{};
+  if (!may_use_hopper) return DenseKernel{.remark = "dense prefill by mma, as asked for"};
+  const std::string why_not = cuda::WhyNotHopper(LimitsOf(properties), stream);
+  if (why_not.empty()) return DenseKernel{.is_hopper = true, .remark = "dense prefill by wgmma"};
+  cudaGetLastError();  // it is reported here
+  if (cudaStreamSynchronize(stream) != cudaSuccess) {
+    return absl::InternalError(
+        fmt::format("the attention kernel for Hopper stopped the GPU {} in its check ({}). Use "
+                    "--backend cuda-mma, which leaves it out",
+                    properties.name, why_not));
+  }
+  return DenseKernel{.remark = fmt::format("dense prefill by mma: the kernel for Hopper failed its "
+                                           "check {}",
+                                           why_not)};
+}
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend() {
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(bool may_use_hopper) {
   LH_ASSIGN_OR_RETURN(const cudaDeviceProp properties, FindGpu());
   cudaStream_t stream = nullptr;
   const cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
@@ -290,10 +329,12 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend() {
     return absl::InternalError(
         fmt::format("the GPU {} does not start: {}", properties.name, cudaGetErrorString(error)));
   }
+  LH_ASSIGN_OR_RETURN(DenseKernel dense, ChooseDenseKernel(properties, may_use_hopper, stream));
   LH_ASSIGN_OR_RETURN(std::unique_ptr<cuda::StagingCopies> staging,
                       cuda::StagingCopies::Create(stream));
   LH_ASSIGN_OR_RETURN(std::unique_ptr<cuda::Gemm> gemm, cuda::Gemm::Create(stream, staging.get()));
-  return std::make_unique<CudaBackend>(properties, stream, std::move(staging), std::move(gemm));
+  return std::make_unique<CudaBackend>(properties, std::move(dense), stream, std::move(staging),
+                                       std::move(gemm));
 }
 
 }  // namespace longhaul

@@ -1,6 +1,8 @@
 // Times a model of the shape of Llama-3-8B with random weights on the GPU: prefill to the first
 // token and decode, through the engine's transformer. One JSON object per line on stdout.
-//   gpu_bench_model [MAX_TOKENS [N_LAYERS [KV_DTYPE]]]     default 524288 32 bf16; or fp8
+//   gpu_bench_model [MAX_TOKENS [N_LAYERS [KV_DTYPE]]]     default 524288 32 bf16
+// Prompts of 32768 tokens and their doubles; with fp8 for KV_DTYPE, which is there for what bf16
+// cannot hold, of MAX_TOKENS alone.
 // Random weights attend to nothing in particular, so no sparse policy could be told from another by
 // what it finds: `streaming` shows the time of a prefill with the least attention, `dense` the
 // most, `vertical_slash` that of a fixed budget: the one that MInference publishes most often for
@@ -236,7 +238,7 @@ void Run(int64_t max_tokens, int64_t n_layers, DType kv_dtype) {
   }
   Bench bench(config, *backend, layout, max_tokens);
   bench.Prefill(kEpoch, SparseMode::kDense);  // chooses the algorithms of the GEMMs
-  for (int64_t n = 32768; n <= max_tokens; n *= 2) {
+  for (int64_t n = kv_dtype == DType::kBF16 ? 32768 : max_tokens; n <= max_tokens; n *= 2) {
     if (n <= kMaxDenseTokens) bench.Prefill(n, SparseMode::kDense);
     for (const SparseMode mode :
          {SparseMode::kSample, SparseMode::kVerticalSlash, SparseMode::kStreaming}) {

@@ -75,7 +75,7 @@ build() {
 
 sanitize() {
   local program
-  for program in build/gpu/tools/gpu/gpu_audit* build/gpu/tools/gpu/gpu_select_keys* build/gpu/tools/gpu/gpu_attention_decode*; do
+  for program in build/gpu/tools/gpu/gpu_audit* build/gpu/tools/gpu/gpu_select_* build/gpu/tools/gpu/gpu_draw_tokens* build/gpu/tools/gpu/gpu_attention_decode*; do
     [ -x "$program" ] && [ -f "$program" ] || continue
     compute-sanitizer --tool memcheck --error-exitcode 1 "$program" >"$out/$(basename "$program")-memcheck.log" 2>&1 || return 1
     compute-sanitizer --tool racecheck --error-exitcode 1 "$program" >"$out/$(basename "$program")-racecheck.log" 2>&1 || return 1
@@ -100,5 +100,8 @@ else
 fi
 # The bf16 KV cache of a million tokens of this model is 128 GiB: with the weights no card holds it.
 step bench-model bench build/gpu/tools/gpu/gpu_bench_model $((max_tokens < 524288 ? max_tokens : 524288))
+if [ "$max_tokens" -gt 524288 ]; then
+  step bench-model-fp8 bench build/gpu/tools/gpu/gpu_bench_model "$max_tokens" 32 fp8
+fi
 python3 tools/gpu/report.py "$out/results.jsonl" "$out/results.json"
 exit $((n_failed > 0))
