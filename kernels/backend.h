@@ -114,9 +114,10 @@ class Backend {
   virtual void Synchronize() = 0;
 };
 
-enum class BackendKind : uint8_t { kAuto, kRef, kCpu, kCuda };
+// kCudaMma: kCuda without the kernels that only Hopper GPUs can run.
+enum class BackendKind : uint8_t { kAuto, kRef, kCpu, kCuda, kCudaMma };
 
-// "auto", "ref", "cpu" or "cuda"; InvalidArgument otherwise.
+// "auto", "ref", "cpu", "cuda" or "cuda-mma"; InvalidArgument otherwise.
 absl::StatusOr<BackendKind> ParseBackendKind(const std::string& name);
 
 // n_threads: threads of a CPU backend, 0 = all processors. kAuto takes CUDA where it is built and a
@@ -128,6 +129,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(BackendKind kind, int n_t
 // Defined by each backend's own target.
 std::unique_ptr<Backend> CreateRefBackend();
 std::unique_ptr<Backend> CreateCpuBackend(int n_threads);
-absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend();  // no_cuda.cc: Unavailable
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
+    bool may_use_hopper = true);  // no_cuda.cc: Unavailable
 
 }  // namespace longhaul

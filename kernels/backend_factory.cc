@@ -9,8 +9,11 @@ absl::StatusOr<BackendKind> ParseBackendKind(const std::string& name) {
   if (name == "ref") return BackendKind::kRef;
   if (name == "cpu") return BackendKind::kCpu;
   if (name == "cuda") return BackendKind::kCuda;
-  return absl::InvalidArgumentError(
-      fmt::format("unknown backend '{}'; use auto, ref, cpu or cuda", name));
+  if (name == "cuda-mma") return BackendKind::kCudaMma;
+  return absl::InvalidArgumentError(fmt::format(
+      "unknown backend '{}'; use auto, ref, cpu or cuda, or cuda-mma for a GPU without the kernels "
+      "for Hopper",
+      name));
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(BackendKind kind, int n_threads,
@@ -22,6 +25,8 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(BackendKind kind, int n_t
       return CreateCpuBackend(n_threads);
     case BackendKind::kCuda:
       return CreateCudaBackend();
+    case BackendKind::kCudaMma:
+      return CreateCudaBackend(/*may_use_hopper=*/false);
     case BackendKind::kAuto:
       break;
   }

@@ -55,8 +55,9 @@ const std::vector<FlagSpec>& FlagTable() {
        "",
        0,
        0,
-       {"auto", "cpu", "ref", "cuda"},
-       "what computes; ref is slow and exact, for checking"},
+       {"auto", "cpu", "ref", "cuda", "cuda-mma"},
+       "what computes; ref is slow and exact, for checking; cuda-mma leaves out the kernels for "
+       "Hopper GPUs"},
       {"threads",
        kEngine,
        &C::threads,

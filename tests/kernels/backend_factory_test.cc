@@ -14,6 +14,7 @@ TEST(BackendFactoryTest, ParsesItsNames) {
   EXPECT_EQ(ParseBackendKind("ref").value(), BackendKind::kRef);
   EXPECT_EQ(ParseBackendKind("cpu").value(), BackendKind::kCpu);
   EXPECT_EQ(ParseBackendKind("cuda").value(), BackendKind::kCuda);
+  EXPECT_EQ(ParseBackendKind("cuda-mma").value(), BackendKind::kCudaMma);
   for (const char* bad : {"", "CPU", "gpu", "cpu "}) {
     const absl::Status status = ParseBackendKind(bad).status();
     EXPECT_TRUE(absl::IsInvalidArgument(status)) << bad;

@@ -11,6 +11,7 @@
 
 #include "kernels/backend.h"
 #include "tests/engine/tiny_model.h"
+#include "tests/simt/device_problem.h"
 #include "tests/simt/kernel_test.h"
 
 namespace longhaul {
@@ -448,10 +449,48 @@ class CudaStartTest : public ::testing::Test {
  protected:
   void TearDown() override {
     simt::SetDeviceCount(1);
+    simt::SetDeviceIsHopper(false);
     simt::SetDeviceMemoryBytes(int64_t{1} << 30);
     simt::Reset();
   }
 };
+
+// The products of warp groups that a prefill large enough for them is made of.
+int64_t WarpGroupProducts(Backend& backend) {
+  testing::DeviceProblem problem(
+      {.n_tokens = 70, .q_begin = 60, .n_heads = 8, .n_kv_heads = 2, .head_dim = 64}, /*seed=*/5);
+  const testing::DeviceTensor<BF16> out({70, 8, 64});
+  simt::TakeStatistics();
+  backend.AttendDense({.q = problem.device_q(),
+                       .q_begin = 60,
+                       .kv = problem.device_kv(),
+                       .scale = problem.scale(),
+                       .out = out.view()});
+  EXPECT_FALSE(std::isnan(out.Floats()[0]));
+  return simt::TakeStatistics().n_wgmma;
+}
+
+TEST_F(CudaStartTest, HopperHasAKernelOfItsOwn) {
+  const auto ampere = CreateBackend(BackendKind::kCuda, 1).value();
+  EXPECT_EQ(ampere->Description().find("mma"), std::string::npos) << ampere->Description();
+  EXPECT_EQ(WarpGroupProducts(*ampere), 0);
+  simt::SetDeviceIsHopper(true);
+  const auto hopper = CreateBackend(BackendKind::kCuda, 1).value();
+  EXPECT_NE(hopper->Description().find("by wgmma"), std::string::npos) << hopper->Description();
+  EXPECT_GT(WarpGroupProducts(*hopper), 0);
+  const auto mma = CreateBackend(BackendKind::kCudaMma, 1).value();
+  EXPECT_NE(mma->Description().find("by mma, as asked"), std::string::npos) << mma->Description();
+  EXPECT_EQ(WarpGroupProducts(*mma), 0);
+}
+
+TEST_F(CudaStartTest, AHopperKernelThatFailsItsCheckIsLeftOut) {
+  simt::SetDeviceIsHopper(true);
+  simt::FailLaunch(1, cudaErrorLaunchFailure);  // the second: that of the kernel for Hopper
+  const auto backend = CreateBackend(BackendKind::kCuda, 1).value();
+  EXPECT_NE(backend->Description().find("failed its check at head_dim 64"), std::string::npos)
+      << backend->Description();
+  EXPECT_EQ(WarpGroupProducts(*backend), 0);
+}
 
 TEST_F(CudaStartTest, WithoutAGpuTheCpuServes) {
   simt::SetDeviceCount(0);

@@ -145,11 +145,12 @@ cudaError_t cudaGetDevice(int* device) {
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   *properties = {};
-  std::snprintf(properties->name, sizeof(properties->name), "simulated sm_80");
+  const bool is_hopper = Runtime::Get().is_hopper;
+  std::snprintf(properties->name, sizeof(properties->name), "simulated sm_%d", is_hopper ? 90 : 80);
   properties->totalGlobalMem = static_cast<size_t>(DeviceMemory::Get().capacity_bytes());
-  properties->sharedMemPerBlockOptin = 163 * 1024;
-  properties->sharedMemPerMultiprocessor = 164 * 1024;
-  properties->major = 8;
+  properties->sharedMemPerBlockOptin = (is_hopper ? 227 : 163) * 1024;
+  properties->sharedMemPerMultiprocessor = (is_hopper ? 228 : 164) * 1024;
+  properties->major = is_hopper ? 9 : 8;
   properties->minor = 0;
   properties->multiProcessorCount = 4;
   properties->l2CacheSize = 1 << 20;

@@ -27,6 +27,8 @@ std::string FaultOf(const std::function<void()>& body);
 // The device: how many there are (0: no GPU), how large its memory is.
 void SetDeviceCount(int n_devices);
 void SetDeviceMemoryBytes(int64_t n_bytes);
+// What the device says that it is: sm_90 or, as at the start, sm_80. Kernels run on either.
+void SetDeviceIsHopper(bool is_hopper);
 // The launch after n_more further ones returns `error`.
 void FailLaunch(int n_more, cudaError_t error);
 

@@ -184,6 +184,7 @@ std::string FaultOf(const std::function<void()>& body) {
 }
 
 void SetDeviceCount(int n_devices) { Runtime::Get().n_devices = n_devices; }
+void SetDeviceIsHopper(bool is_hopper) { Runtime::Get().is_hopper = is_hopper; }
 void SetDeviceMemoryBytes(int64_t n_bytes) { DeviceMemory::Get().SetCapacity(n_bytes); }
 void FailLaunch(int n_more, cudaError_t error) {
   Runtime::Get().n_launches_to_failure = n_more;

@@ -50,6 +50,7 @@ class Runtime {
   void RunKernel(const LaunchShape& shape, const std::function<void()>& body);
 
   int n_devices = 1;
+  bool is_hopper = false;  // else Ampere
   int n_launches_to_failure = -1;  // -1: none is planned
   cudaError_t planned_error = cudaSuccess;
   std::string* captured_fault = nullptr;  // where FaultOf wants the first fault
