@@ -191,8 +191,8 @@ std::string CalibrationYaml(const CalibrateOptions& options, const ServerConfig&
       "# Text: {}, {} prompts of each length from each half.\n# Target: {}.\n# {}\n",
       kVersion, Now(), Quoted(options.out_path), Quoted(options.text_file), options.samples,
       TargetText(options.target), Conclusion(options, calibration));
-  text += fmt::format("# Measured on {}, text of the {}:\n", CandidateText(best.candidate),
-                      best.part == TextPart::kSearch ? "search" : "held-out half");
+  text += fmt::format("# Measured with {} on {} text:\n", CandidateText(best.candidate),
+                      best.part == TextPart::kSearch ? "the search's" : "held-out");
   for (const LengthMeasure& m : best.lengths) {
     text += fmt::format("#   {}\n", MeasureText(options.target, m));
     if (const LengthMeasure* dense = DenseOf(calibration, best.part, m.length_tokens)) {
