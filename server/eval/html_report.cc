@@ -11,40 +11,10 @@
 
 #include "server/escape_xml.h"
 #include "server/eval/html_charts.h"
+#include "server/eval/html_page.h"
 
 namespace longhaul::eval {
 namespace {
-
-constexpr const char* kStyle = R"(
-:root { --ink: #1d2126; --soft: #5c6570; --line: #dfe3e8; --page: #ffffff; --card: #f6f7f9; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8eaed; --soft: #9aa4af; --line: #363c44; --page: #15181c; --card: #1d2126; }
-}
-body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 84rem; background: var(--page);
-       color: var(--ink); font: 15px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; }
-h2 { font-size: 1.2rem; margin: 2.8rem 0 .3rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
-p { margin: .2rem 0 .8rem; max-width: 48rem; }
-.soft, p.note { color: var(--soft); }
-section { max-width: 37.5rem; }
-.row { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
-figure { margin: 0; padding: .9rem 1rem; background: var(--card); border-radius: .6rem;
-         max-width: 100%; width: fit-content; overflow-x: auto; box-sizing: border-box; }
-p.scale { margin-top: .8rem; }
-figcaption { font-weight: 600; margin-bottom: .4rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-th { font-weight: 600; color: var(--soft); }
-dl { display: grid; grid-template-columns: max-content auto; gap: .1rem 1rem; margin: .8rem 0; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-svg text { fill: var(--ink); font-size: 12px; }
-svg text.soft { fill: var(--soft); } svg text.small { font-size: 10px; fill: var(--soft); }
-svg .grid { stroke: var(--line); }
-summary { cursor: pointer; color: var(--soft); margin: .8rem 0; }
-)";
 
 const std::vector<std::string> kHeadClasses = {"streaming: sink and window", "sparse",
                                                "dense, or repaired"};
@@ -72,15 +42,12 @@ struct Mean {
   double Value() const { return sum / static_cast<double>(n); }
 };
 
-class Page {
+class Page : public HtmlPage {
  public:
-  explicit Page(const EvalReport& report) : report_(report) {}
+  explicit Page(const EvalReport& report)
+      : HtmlPage("Longhaul eval: " + report.model), report_(report) {}
 
   std::string Write() {
-    Add("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n"
-        "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n"
-        "<title>Longhaul eval: {}</title>\n<style>{}</style>\n</head>\n<body>\n",
-        EscapeXml(report_.model), kStyle);
     Heading();
     Summary();
     DepthMaps();
@@ -93,22 +60,10 @@ class Page {
     Recalls();
     Heads();
     AllScores();
-    return out_ + "</body>\n</html>\n";
+    return Finish();
   }
 
  private:
-  template <typename... Arguments>
-  void Add(fmt::format_string<Arguments...> format, Arguments&&... arguments) {
-    fmt::format_to(std::back_inserter(out_), format, std::forward<Arguments>(arguments)...);
-  }
-  void Section(const char* title, const char* note) {
-    Add("<h2>{}</h2>\n<p class=\"note\">{}</p>\n", title, note);
-  }
-  void Figure(const std::string& caption, const std::string& svg) {
-    Add("<figure><figcaption>{}</figcaption>\n{}</figure>\n", EscapeXml(caption), svg);
-  }
-  void Cell(const std::string& text) { Add("<td>{}</td>", EscapeXml(text)); }
-
   std::vector<double> LengthTicks() const {
     std::vector<double> ticks;
     for (const int64_t length : report_.lengths) ticks.push_back(static_cast<double>(length));
@@ -129,7 +84,6 @@ class Page {
   Grid DepthGrid(const EvalPolicy& policy, const std::string& name) const;
 
   const EvalReport& report_;
-  std::string out_;
 };
 
 void Page::Heading() {
