@@ -60,11 +60,14 @@ int32_t DrawToken(std::span<const float> logits, const TokenDraw& draw,
 
   const float scale = HalvingsPerLogit(draw.temperature);
   const auto weight_of_rank = [&](uint32_t rank) { return WeightOf(best, LogitOf(rank), scale); };
+  const bool has_top_k = draw.top_k > 0 && static_cast<size_t>(draw.top_k) < logits.size();
   std::vector<uint32_t>& ranks = scratch;
-  ranks.resize(logits.size());
-  std::transform(logits.begin(), logits.end(), ranks.begin(), RankOf);
+  if (has_top_k || draw.top_p < 1.0f) {
+    ranks.resize(logits.size());
+    std::transform(logits.begin(), logits.end(), ranks.begin(), RankOf);
+  }
   Cut cut{.rank = kRankOfNever};
-  if (draw.top_k > 0 && static_cast<size_t>(draw.top_k) < ranks.size()) {
+  if (has_top_k) {
     cut = CutOfTopK(ranks, draw.top_k);
     ranks.resize(draw.top_k);
   }
