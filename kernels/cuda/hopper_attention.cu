@@ -13,20 +13,14 @@
 #include "kernels/base/check.h"
 #include "kernels/base/checked_math.h"
 #include "kernels/check_args.h"
-#include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/hopper_tiles.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/tensor_map.h"
 
 namespace longhaul::cuda {
+namespace hopper {
 namespace {
 
-constexpr int kConsumers = 2;  // warp groups
-constexpr int kThreads = (1 + kConsumers) * kWarpGroupThreads;
-constexpr int kGroupRows = 64;  // of one consumer: m of wgmma
-constexpr int kBlockRows = kConsumers * kGroupRows;
-constexpr int kBlockKeys = 128;
-constexpr int kBlockPages = kBlockKeys / static_cast<int>(kPageTokens);
-constexpr int kStages = 2;
 constexpr int kProducerRegisters = 24;  // 24 + 2 * 240 <= 65536 / 128
 constexpr int kConsumerRegisters = 240;
 constexpr int kMaxSharedBytes = 227 * 1024;
@@ -35,178 +29,14 @@ constexpr int kMaxSharedBytes = 227 * 1024;
 constexpr int kQueriesReady = 1;
 constexpr int kTurn = 3;
 
-// Packed rows as in attention_dense.cu: row r of head block b is token r / pack and query head
-// b * pack + r % pack.
-struct HopperParams {
-  TensorMap pages;      // [page, K and V of each kv head, 64, D]
-  TensorMap last_page;  // the same with only the tokens of the last page that may be seen
-  Global<const BF16> q;
-  Global<BF16> out;
-  Global<float> lse;                // [T, H] natural logarithm, or null
-  Global<const uint8_t> head_mask;  // [H], or null
-  Global<const int32_t> page_ids;
-  int64_t q_stride = 0;
-  int64_t out_stride = 0;
-  int64_t lse_stride = 0;
-  int32_t q_begin = 0;
-  int32_t key_begin = 0;
-  int32_t key_end = 0;
-  int32_t window = 0;  // the largest int32 where there is none
-  int32_t n_rows = 0;  // packed
-  int32_t pack = 1;
-  int32_t group = 1;
-  int32_t n_row_tiles = 0;
-  int32_t n_head_blocks = 0;
-  int32_t section_blocks = 1;  // head blocks whose keys and values share the L2 cache
-  float scale_log2 = 0;
-};
-
-// What one block computes: rows [row_begin, row_begin + kBlockRows) of a head block, over the tiles
-// [tile_begin, tile_end) of kBlockKeys keys, that any of them sees.
-struct Work {
-  int head_block;
-  int row_begin;
-  int tile_begin;
-  int tile_end;
-};
-
-struct Visible {
-  int begin;
-  int end;
-};
-LH_DEVICE Visible VisibleKeys(const HopperParams& p, int row) {
-  const int position = p.q_begin + MinOf(row, p.n_rows - 1) / p.pack;
-  return {MaxOf(p.key_begin, position - p.window + 1), MinOf(p.key_end, position + 1)};
-}
-
-// Section after section of heads, in a section the last rows first, as they see the most keys.
-LH_DEVICE Work WorkOfBlock(const HopperParams& p) {
-  const int per_section = p.section_blocks * p.n_row_tiles;
-  const int section_begin = BlockX() / per_section * p.section_blocks;
-  const int n_blocks = MinOf(p.section_blocks, p.n_head_blocks - section_begin);
-  const int rest = BlockX() % per_section;
-  Work work;
-  work.head_block = section_begin + rest % n_blocks;
-  work.row_begin = (p.n_row_tiles - 1 - rest / n_blocks) * kBlockRows;
-  work.tile_begin = VisibleKeys(p, work.row_begin).begin / kBlockKeys;
-  const int end = VisibleKeys(p, work.row_begin + kBlockRows - 1).end;
-  work.tile_end = MaxOf((end + kBlockKeys - 1) / kBlockKeys, work.tile_begin);
-  return work;
-}
-
-// A place in the ring of tiles; the parity of its phase flips with each turn.
-struct Slot {
-  int index = 0;
-  int parity = 0;
-
-  LH_DEVICE void Advance() {
-    if (++index == kStages) {
-      index = 0;
-      parity ^= 1;
-    }
-  }
-};
-
-// Tiles of keys or of values in shared memory. A tile is [D / 64][128 keys][64] bf16, swizzled.
-template <int kHeadDim>
-class TileRing {
- public:
-  static constexpr int kHalves = kHeadDim / kSwizzleElements;
-  static constexpr int kHalfElements = kBlockKeys * kSwizzleElements;
-  static constexpr int kElements = kHalves * kHalfElements;
-  static constexpr int kTileBytes = kElements * static_cast<int>(sizeof(BF16));
-
-  LH_DEVICE explicit TileRing(SharedArena& arena)
-      : tiles_(arena.Carve<BF16>(kStages * kElements, 1024)) {}
-  LH_DEVICE void CarveBarriers(SharedArena& arena) {
-    barriers_ = arena.Carve<TransactionBarrier>(2 * kStages, 8);
-  }
-
-  LH_DEVICE void InitBarriers() const {
-    for (int stage = 0; stage < kStages; ++stage) {
-      InitTransactions(Full(stage), 1);
-      InitTransactions(Empty(stage), kConsumers * kWarpGroupThreads / kWarpLanes);
-    }
-  }
-
-  // The columns [64 half, 64 half + 64) of the tile.
-  LH_DEVICE Shared<BF16> Half(Slot slot, int half) const {
-    return tiles_ + (slot.index * kElements + half * kHalfElements);
-  }
-
-  // By one thread: fills the slot as soon as its last tile has been released. `kv` is 2 times the
-  // kv head, plus 1 for its values; pages[i] is -1 behind the last page, which gives zeros.
-  LH_DEVICE void Fill(const HopperParams& p, Slot slot, int kv, const int (&pages)[kBlockPages],
-                      const bool (&is_last)[kBlockPages]) const {
-    WaitTransactions(Empty(slot.index), slot.parity ^ 1);
-    ArriveExpectingBytes(Full(slot.index), kTileBytes);
-    LH_UNROLL
-    for (int i = 0; i < kBlockPages; ++i) {
-      const bool is_page = pages[i] >= 0;
-      const TensorMap& map = is_page && !is_last[i] ? p.pages : p.last_page;
-      const int token = is_page ? 0 : static_cast<int>(kPageTokens);  // outside: all zeros
-      const int page = is_page ? pages[i] : 0;
-      LH_UNROLL
-      for (int half = 0; half < kHalves; ++half) {
-        CopyTensorBox(Half(slot, half) + i * (static_cast<int>(kPageTokens) * kSwizzleElements),
-                      map, {half * kSwizzleElements, token, kv, page}, Full(slot.index));
-      }
-    }
-  }
-  LH_DEVICE void Wait(Slot slot) const { WaitTransactions(Full(slot.index), slot.parity); }
-  // By all lanes of a consumer warp whose products with the tile are done.
-  LH_DEVICE void Release(Slot slot) const {
-    if (LaneId() == 0) ArriveTransactions(Empty(slot.index));
-  }
-
- private:
-  LH_DEVICE Shared<TransactionBarrier> Full(int stage) const { return barriers_ + stage; }
-  LH_DEVICE Shared<TransactionBarrier> Empty(int stage) const {
-    return barriers_ + (kStages + stage);
-  }
-
-  Shared<BF16> tiles_;
-  Shared<TransactionBarrier> barriers_;
-};
-
-// The producer: one thread. Page ids are read one tile ahead, so that no copy waits for them.
-template <int kHeadDim>
-LH_DEVICE void Produce(const HopperParams& p, const Work& work, const TileRing<kHeadDim>& keys,
-                       const TileRing<kHeadDim>& values) {
-  const int n_pages =
-      (p.key_end + static_cast<int>(kPageTokens) - 1) / static_cast<int>(kPageTokens);
-  const int kv = work.head_block * p.pack / p.group * 2;
-  int next[kBlockPages];
-  LH_UNROLL
-  for (int i = 0; i < kBlockPages; ++i) {
-    const int page = work.tile_begin * kBlockPages + i;
-    next[i] = page < n_pages ? p.page_ids[page] : -1;
-  }
-  Slot slot;
-  for (int tile = work.tile_begin; tile < work.tile_end; ++tile) {
-    int pages[kBlockPages];
-    bool is_last[kBlockPages];
-    LH_UNROLL
-    for (int i = 0; i < kBlockPages; ++i) {
-      pages[i] = next[i];
-      is_last[i] = tile * kBlockPages + i == n_pages - 1;
-      const int page = (tile + 1) * kBlockPages + i;
-      next[i] = page < n_pages ? p.page_ids[page] : -1;
-    }
-    keys.Fill(p, slot, kv, pages, is_last);
-    values.Fill(p, slot, kv + 1, pages, is_last);
-    slot.Advance();
-  }
-}
-
 // One consumer: the 64 rows of its warp group. A thread holds parts of two rows ("half" 0 and 1),
 // lane / 4 and lane / 4 + 8 of its warp's 16; element e of eight columns is half e / 2 % 2.
 template <int kHeadDim>
 class Consumer {
  public:
   LH_DEVICE Consumer(const HopperParams& p, const Work& work, int index, Shared<BF16> queries,
-                     Shared<float> unread, const TileRing<kHeadDim>& keys,
-                     const TileRing<kHeadDim>& values)
+                     Shared<float> unread, const KvRing<kHeadDim>& keys,
+                     const KvRing<kHeadDim>& values)
       : p_(p),
         work_(work),
         index_(index),
@@ -336,7 +166,7 @@ class Consumer {
 
   // output += weights v, under way.
   LH_DEVICE void StartValues(Slot slot) {
-    constexpr int kHalfBytes = TileRing<kHeadDim>::kHalfElements * static_cast<int>(sizeof(BF16));
+    constexpr int kHalfBytes = KvRing<kHeadDim>::kHalfElements * static_cast<int>(sizeof(BF16));
     LH_UNROLL
     for (int key = 0; key < kBlockKeys; key += kStepDims) {
       WgmmaValues(output_, weights_, key / 4,
@@ -413,8 +243,8 @@ class Consumer {
   const int index_;
   const Shared<BF16> queries_;
   const Shared<float> unread_;  // of this warp group
-  const TileRing<kHeadDim>& keys_;
-  const TileRing<kHeadDim>& values_;
+  const KvRing<kHeadDim>& keys_;
+  const KvRing<kHeadDim>& values_;
   Visible visible_[2];
   Visible whole_;  // by all rows of the warp
   float max_[2];   // of the raw scores
@@ -434,8 +264,8 @@ HopperKernel(LH_GRID_CONSTANT const HopperParams p) {
   }
   SharedArena arena;
   const Shared<BF16> queries = arena.Carve<BF16>(kBlockRows * kHeadDim, 1024);
-  TileRing<kHeadDim> keys(arena);
-  TileRing<kHeadDim> values(arena);
+  KvRing<kHeadDim> keys(arena);
+  KvRing<kHeadDim> values(arena);
   const Shared<float> unread = arena.Carve<float>(kConsumers * kWarpGroupThreads);
   keys.CarveBarriers(arena);
   values.CarveBarriers(arena);
@@ -461,7 +291,7 @@ HopperKernel(LH_GRID_CONSTANT const HopperParams p) {
 template <int kHeadDim>
 cudaError_t LaunchHopper(const HopperParams& p, cudaStream_t stream) {
   constexpr int kSharedBytes = kBlockRows * kHeadDim * static_cast<int>(sizeof(BF16)) +
-                               2 * kStages * TileRing<kHeadDim>::kTileBytes +
+                               2 * kStages * KvRing<kHeadDim>::kTileBytes +
                                CarvedBytes<float>(kConsumers * kWarpGroupThreads) +
                                4 * kStages * static_cast<int>(sizeof(TransactionBarrier));
   static_assert(kSharedBytes <= kMaxSharedBytes);
@@ -492,13 +322,14 @@ cudaError_t MakePageMaps(const KvView& kv, int64_t key_end, HopperParams* p) {
 }
 
 }  // namespace
+}  // namespace hopper
 
 bool SuitsHopper(const AttendDenseArgs& args, const DeviceLimits& limits) {
   if (args.kv.head_dim != 64 && args.kv.head_dim != 128) return false;
   if (args.kv.dtype != DType::kBF16 || args.dual.chunk_tokens != 0) return false;
-  const int64_t pack = Pack(args);
+  const int64_t pack = hopper::Pack(args);
   const int64_t n_blocks =
-      CeilDiv(args.q.dim(0) * pack, int64_t{kBlockRows}) * (args.q.dim(1) / pack);
+      CeilDiv(args.q.dim(0) * pack, int64_t{hopper::kBlockRows}) * (args.q.dim(1) / pack);
   return n_blocks >= limits.n_multiprocessors;
 }
 
@@ -512,13 +343,13 @@ cudaError_t AttendDenseHopper(const AttendDenseArgs& args, const KeyRange& keys,
   if (n_tokens == 0) return cudaSuccess;
   LH_CHECK(args.kv.dtype == DType::kBF16 && args.scale > 0);
   LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
-  LH_CHECK(n_keys <= std::numeric_limits<int32_t>::max() - kBlockKeys);
+  LH_CHECK(n_keys <= std::numeric_limits<int32_t>::max() - hopper::kBlockKeys);
   LH_CHECK(0 <= keys.begin && keys.begin <= keys.end);
   LH_CHECK(args.q.stride(0) % 8 == 0 && args.out.stride(0) % 2 == 0);
 
   const int64_t group = n_heads / args.kv.n_kv_heads;
-  const int64_t pack = Pack(args);
-  HopperParams p;
+  const int64_t pack = hopper::Pack(args);
+  hopper::HopperParams p;
   p.q = static_cast<const BF16*>(args.q.data());
   p.out = static_cast<BF16*>(args.out.data());
   p.lse = args.lse.empty() ? nullptr : static_cast<float*>(args.lse.data());
@@ -534,10 +365,10 @@ cudaError_t AttendDenseHopper(const AttendDenseArgs& args, const KeyRange& keys,
   p.n_rows = static_cast<int32_t>(n_tokens * pack);
   p.pack = static_cast<int32_t>(pack);
   p.group = static_cast<int32_t>(group);
-  p.n_row_tiles = static_cast<int32_t>(CeilDiv(n_tokens * pack, int64_t{kBlockRows}));
+  p.n_row_tiles = static_cast<int32_t>(CeilDiv(n_tokens * pack, int64_t{hopper::kBlockRows}));
   p.n_head_blocks = static_cast<int32_t>(n_heads / pack);
   p.scale_log2 = args.scale * kLog2E;
-  const cudaError_t error = MakePageMaps(args.kv, p.key_end, &p);
+  const cudaError_t error = hopper::MakePageMaps(args.kv, p.key_end, &p);
   if (error != cudaSuccess) return error;
 
   const int64_t n_seen = std::min<int64_t>(p.key_end - p.key_begin, p.window + n_tokens);
@@ -547,9 +378,9 @@ cudaError_t AttendDenseHopper(const AttendDenseArgs& args, const KeyRange& keys,
   p.section_blocks = static_cast<int32_t>(kv_heads_in_l2 * (group / pack));
   switch (head_dim) {
     case 64:
-      return LaunchHopper<64>(p, stream);
+      return hopper::LaunchHopper<64>(p, stream);
     case 128:
-      return LaunchHopper<128>(p, stream);
+      return hopper::LaunchHopper<128>(p, stream);
     default:
       return cudaErrorInvalidValue;
   }
