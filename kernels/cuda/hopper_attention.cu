@@ -59,7 +59,8 @@ class Consumer {
   LH_DEVICE void Run() {
     CopyQueries();
     if (work_.tile_begin == work_.tile_end) return;
-    if (index_ == 1) PassTurn();
+    // A turn is passed only where one is taken: the first consumer begins.
+    if (index_ == 1 && work_.tile_begin + 1 < work_.tile_end) PassTurn();
     Slot slot;
     keys_.Wait(slot);
     WgmmaFence(scores_);

@@ -112,6 +112,11 @@ void Block::CheckEnd() {
   }
   if (n_ended_ + 1 < shape_.n_threads) return;
   if (!tensor_copies_.empty()) throw Fault{"ends while a tensor copy is under way"};
+  for (int id = 0; id < 16; ++id) {
+    if (barriers_[id].n_arrived == 0) continue;
+    throw Fault{fmt::format("ends with {} arrivals at barrier {} that nobody waits for",
+                            barriers_[id].n_arrived, id)};
+  }
   int n_registers = 0;
   for (const Warp& each : warps_) n_registers += 32 * each.n_registers;
   if (n_registers > kRegistersOfBlock) {

@@ -52,6 +52,7 @@ enum Variant {
   kStoreUnderProduct,
   kNoBarrier,
   kEndsUnderCopy,
+  kArrivalTooMany,
   kNotSwizzled
 };
 
@@ -88,6 +89,7 @@ LH_KERNEL(256, 1) PipelineKernel(LH_GRID_CONSTANT const Params p) {
     }
     if (p.variant == kEndsUnderCopy) CopyTensorBox(tile, p.map, {0, 0, 0, 0}, full);
   }
+  if (p.variant == kArrivalTooMany && WarpId() == 1) ArriveNamed(2, 64);
   if (WarpId() < 4) return;
 
   for (int i = ThreadId() % 128; i < kRows * 64; i += 128) {
@@ -261,6 +263,7 @@ TEST(Hopper, FindsBrokenKernels) {
       {kStoreUnderProduct,
        AnyOf(HasSubstr("that a wgmma under way reads"), HasSubstr("race in shared memory"))},
       {kNoBarrier, HasSubstr("no transaction barrier has been made")},
+      {kArrivalTooMany, HasSubstr("ends with 32 arrivals at barrier 2 that nobody waits for")},
       {kEndsUnderCopy, AnyOf(HasSubstr("ends while a tensor copy is under way"), HasSubstr("race"),
                              HasSubstr("is under way"), HasSubstr("that a wgmma under way reads"))},
   };
