@@ -6,8 +6,8 @@
 #include "kernels/base/check.h"
 #include "kernels/base/checked_math.h"
 #include "kernels/check_args.h"
-#include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/head_dim.h"
+#include "kernels/cuda/kv_tiles.cuh"
 #include "kernels/cuda/launch.h"
 
 namespace longhaul::cuda {
@@ -130,21 +130,29 @@ LH_DEVICE int PackSize(const DecodeParams& p, int pack) {
   return MinOf(p.group - pack % p.packs_per_kv_head * kPackHeads, kPackHeads);
 }
 
-// A warp's 16 keys and values of the pages of a segment on their way into its ring.
-template <int kHeadDim>
+// A warp's 16 keys and values of the pages of a segment on their way into its ring. In fp8 the ring
+// is of raw places (kv_tiles.cuh), and one tile of keys and one of values stand in front of it.
+template <class T, int kHeadDim>
 class PageRing {
  public:
   static constexpr int kTileElements = TileElements<kHeadDim>(kWarpKeys);
+  static constexpr int kTileBytes = CarvedBytes<BF16>(kTileElements);
+  static constexpr int kStageBytes =
+      2 * (kIsFp8<T> ? RawBytes<kHeadDim, 1>(kWarpKeys) : kTileBytes);
+  LH_HOST_DEVICE static constexpr int Bytes(int n_stages) {
+    return (kIsFp8<T> ? 2 * kTileBytes : 0) + n_stages * kStageBytes;
+  }
 
-  LH_DEVICE PageRing(const DecodeParams& p, const Segment& segment, Shared<BF16> ring)
+  LH_DEVICE PageRing(const DecodeParams& p, const Segment& segment, Shared<uint8_t> ring)
       : p_(p), segment_(segment), ring_(ring), kv_(p.kv) {
     const KvView row = p.kvs[segment.row];
-    kv_.pool = reinterpret_cast<const BF16*>(row.pool);
+    kv_.pool = reinterpret_cast<const uint8_t*>(row.pool);
     kv_.pages = Global<const int32_t>(row.pages) + segment.page_begin;
     next_page_ = kv_.pages[0];
   }
 
-  LH_DEVICE Shared<BF16> Keys(int i) const { return ring_ + i % p_.n_stages * 2 * kTileElements; }
+  // Of page i, after its wait.
+  LH_DEVICE Shared<BF16> Keys(int i) const { return Cast<BF16>(kIsFp8<T> ? ring_ : Stage(i)); }
   LH_DEVICE Shared<BF16> Values(int i) const { return Keys(i) + kTileElements; }
   // The first key that this warp reads of page i of the segment.
   LH_DEVICE int FirstKeyOfWarp(int i) const {
@@ -159,29 +167,49 @@ class PageRing {
       if (i + 1 < segment_.n_pages) next_page_ = kv_.pages[i + 1];
       const int kv_head = segment_.pack / p_.packs_per_kv_head;
       const int n_valid = segment_.n_tokens - FirstKeyOfWarp(i);
-      const int first = WarpId() * kWarpKeys * kHeadDim;
-      CopyTileAsync<kHeadDim, kWarpKeys, kWarpLanes>(Keys(i), kv_.Keys(page, kv_head) + first,
-                                                     n_valid, LaneId());
-      CopyTileAsync<kHeadDim, kWarpKeys, kWarpLanes>(Values(i), kv_.Values(page, kv_head) + first,
-                                                     n_valid, LaneId());
+      const Shared<uint8_t> to = Stage(i);
+      CopyRows(to, kv_.Keys(page, kv_head), n_valid);
+      CopyRows(to + kStageBytes / 2, kv_.Values(page, kv_head), n_valid);
     }
     CopyAsyncCommit();
   }
 
-  // For the oldest page under way.
-  LH_DEVICE void Wait() const {
+  // For the oldest page under way, page i.
+  LH_DEVICE void Wait(int i) const {
     if (p_.n_stages == 2) {
       CopyAsyncWait<0>();
     } else {
       CopyAsyncWait<1>();
     }
     SyncWarp();
+    if constexpr (kIsFp8<T>) {
+      const Shared<uint8_t> raw = Stage(i);
+      ConvertRaw<kHeadDim, kWarpKeys, kWarpLanes>(Keys(i), raw, LaneId(), ScaleOfRow());
+      ConvertRaw<kHeadDim, kWarpKeys, kWarpLanes>(Values(i), raw + kStageBytes / 2, LaneId(),
+                                                  ScaleOfRow());
+      SyncWarp();
+    }
   }
 
  private:
+  LH_DEVICE Shared<uint8_t> Stage(int i) const {
+    return ring_ + (Bytes(0) + i % p_.n_stages * kStageBytes);
+  }
+  // The warp's rows of the keys, or of the values, of a page.
+  LH_DEVICE void CopyRows(Shared<uint8_t> to, Global<const uint8_t> page, int n_valid) const {
+    const int first = WarpId() * kWarpKeys;
+    const Global<const uint8_t> from = page + first * kHeadDim * static_cast<int>(sizeof(T));
+    if constexpr (kIsFp8<T>) {
+      CopyRawAsync<kHeadDim, kWarpKeys, kWarpLanes>(to, from, page + (kTileKeys * kHeadDim + first),
+                                                    n_valid, LaneId());
+    } else {
+      CopyTileAsync<kHeadDim, kWarpKeys, kWarpLanes>(Cast<BF16>(to), from, n_valid, LaneId());
+    }
+  }
+
   const DecodeParams& p_;
   const Segment& segment_;
-  Shared<BF16> ring_;
+  Shared<uint8_t> ring_;
   PagedKv kv_;
   int next_page_;
 };
@@ -207,16 +235,16 @@ LH_DEVICE void LoadQueries(const DecodeParams& p, const Segment& segment,
 }
 
 // A warp's part of a segment: its 16 keys of every page.
-template <int kHeadDim>
-LH_DEVICE void AttendPages(const DecodeParams& p, const Segment& segment, Shared<BF16> ring,
+template <class T, int kHeadDim>
+LH_DEVICE void AttendPages(const DecodeParams& p, const Segment& segment, Shared<uint8_t> ring,
                            SoftmaxState<kHeadDim, 1>& state) {
-  PageRing<kHeadDim> pages(p, segment, ring);
+  PageRing<T, kHeadDim> pages(p, segment, ring);
   pages.Copy(0);
   if (p.n_stages == 3) pages.Copy(1);
   uint32_t q[kHeadDim / 16][1][4];
   LoadQueries<kHeadDim>(p, segment, q);
   for (int i = 0; i < segment.n_pages; ++i) {
-    pages.Wait();
+    pages.Wait(i);
     pages.Copy(i + p.n_stages - 1);
     float scores[1][kWarpKeys / 8][4] = {};
     LH_UNROLL
@@ -307,14 +335,14 @@ LH_DEVICE void MergeWarps(const DecodeParams& p, const Segment& segment, Shared<
   }
 }
 
-template <int kHeadDim>
+template <class T, int kHeadDim>
 LH_KERNEL(kThreads, kBlocksPerMultiprocessor)
 DecodeKernel(const DecodeParams p) {
-  const int ring_elements = p.n_stages * 2 * PageRing<kHeadDim>::kTileElements;
+  const int ring_bytes = PageRing<T, kHeadDim>::Bytes(p.n_stages);
   SharedArena arena;
-  const Shared<BF16> rings = arena.Carve<BF16>(kWarps * ring_elements);
+  const Shared<uint8_t> rings = arena.Carve<uint8_t>(kWarps * ring_bytes);
   const Shared<float> lse = arena.Carve<float>(kWarps * kPackHeads);
-  const Shared<BF16> ring = rings + WarpId() * ring_elements;
+  const Shared<uint8_t> ring = rings + WarpId() * ring_bytes;
 
   const int64_t share = UnitsPerBlock(p);
   const int64_t total = TotalUnits(p);
@@ -324,10 +352,11 @@ DecodeKernel(const DecodeParams p) {
     const Segment segment = SegmentAt(p, unit, end);
     SoftmaxState<kHeadDim, 1> state;
     state.Clear();
-    AttendPages<kHeadDim>(p, segment, ring, state);
+    AttendPages<T, kHeadDim>(p, segment, ring, state);
     StoreWarpResult<kHeadDim>(p, state, Cast<float>(ring), lse + WarpId() * kPackHeads);
     SyncThreads();
-    MergeWarps<kHeadDim>(p, segment, Cast<float>(rings), ring_elements / 2, lse,
+    MergeWarps<kHeadDim>(p, segment, Cast<float>(rings),
+                         ring_bytes / static_cast<int>(sizeof(float)), lse,
                          2 * BlockX() + (unit == begin ? 0 : 1));
     SyncThreads();
     unit += segment.n_pages;
@@ -367,21 +396,21 @@ int64_t NumBlocks(const DeviceLimits& limits) {
 }
 int64_t NumPartials(const DeviceLimits& limits) { return NumBlocks(limits) * 2 * kPackHeads; }
 
-template <int kHeadDim>
+template <class T, int kHeadDim>
 cudaError_t LaunchDecode(DecodeParams p, const DeviceLimits& limits, cudaStream_t stream) {
-  constexpr int kStageBytes = kWarps * 2 * CarvedBytes<BF16>(PageRing<kHeadDim>::kTileElements);
+  using Ring = PageRing<T, kHeadDim>;
   constexpr int kFixedBytes = CarvedBytes<float>(kWarps * kPackHeads);
   const int share_bytes = limits.shared_bytes / kBlocksPerMultiprocessor - kReservedSharedBytes;
-  p.n_stages = kFixedBytes + 3 * kStageBytes <= share_bytes ? 3 : 2;
+  p.n_stages = kFixedBytes + kWarps * Ring::Bytes(3) <= share_bytes ? 3 : 2;
   cudaError_t error =
       Launch({.name = "plan decode", .block = kWarpLanes, .stream = stream}, PlanKernel, p);
   if (error != cudaSuccess) return error;
   error = Launch({.name = "attend decode",
                   .grid = dim3(static_cast<unsigned>(p.n_blocks)),
                   .block = kThreads,
-                  .smem_bytes = kFixedBytes + p.n_stages * kStageBytes,
+                  .smem_bytes = kFixedBytes + kWarps * Ring::Bytes(p.n_stages),
                   .stream = stream},
-                 DecodeKernel<kHeadDim>, p);
+                 DecodeKernel<T, kHeadDim>, p);
   if (error != cudaSuccess) return error;
   return Launch({.name = "merge decode",
                  .grid = dim3(static_cast<unsigned>(CeilDiv(p.n_rows * p.n_heads, kWarps))),
@@ -404,7 +433,7 @@ cudaError_t AttendDecode(const AttendDecodeArgs& args, const DeviceLimits& limit
   if (n_rows == 0) return cudaSuccess;
   const KvView& kv = args.kvs[0];
   const int64_t head_dim = kv.head_dim;
-  LH_CHECK(kv.dtype == DType::kBF16 && args.kvs_copy != nullptr && args.scale > 0);
+  LH_CHECK(IsKvTypeOfKernels(kv) && args.kvs_copy != nullptr && args.scale > 0);
   LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
   LH_CHECK(args.q.stride(0) % 2 == 0 && args.out.stride(0) % 2 == 0);
 
@@ -427,8 +456,8 @@ cudaError_t AttendDecode(const AttendDecodeArgs& args, const DeviceLimits& limit
   p.window = static_cast<int32_t>(args.window == 0 ? kMaxInt : std::min(args.window, kMaxInt));
   p.n_blocks = static_cast<int32_t>(NumBlocks(limits));
   p.scale_log2 = args.scale * kLog2E;
-  return WithHeadDim(head_dim,
-                     [&]<int kHeadDim>() { return LaunchDecode<kHeadDim>(p, limits, stream); });
+  return WithKv(
+      kv, [&]<class T, int kHeadDim>() { return LaunchDecode<T, kHeadDim>(p, limits, stream); });
 }
 
 }  // namespace longhaul::cuda

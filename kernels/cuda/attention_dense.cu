@@ -5,8 +5,8 @@
 #include "kernels/base/check.h"
 #include "kernels/base/checked_math.h"
 #include "kernels/check_args.h"
-#include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/head_dim.h"
+#include "kernels/cuda/kv_tiles.cuh"
 #include "kernels/cuda/launch.h"
 
 namespace longhaul::cuda {
@@ -46,7 +46,7 @@ struct DenseParams {
   int32_t n_head_blocks = 0;
   int32_t section_blocks = 1;  // head blocks whose keys and values share the L2 cache
   int32_t n_splits = 1;
-  int32_t depth = 1;  // tiles of keys, and of values, in shared memory: 1 or 2
+  int32_t n_places = 2;  // of the ring: 2 or 4
   float scale_log2 = 0;
 };
 
@@ -87,58 +87,50 @@ LH_DEVICE Visible VisibleKeys(const DenseParams& p, int row) {
   return {MaxOf(p.key_begin, position - p.window + 1), MinOf(p.key_end, position + 1)};
 }
 
-// The tiles [begin, end) of one head on their way into shared memory: keys and values have `depth`
-// slots each.
-template <int kHeadDim>
+// The tiles [begin, end) of one head on their way into shared memory: piece 2 i of the ring are the
+// keys of tile i, piece 2 i + 1 its values.
+template <class T, int kHeadDim>
 class TilePipeline {
  public:
-  static constexpr int kTileElements = TileElements<kHeadDim>(kTileKeys);
+  using Ring = TileRing<T, kHeadDim, kThreads>;
 
-  LH_DEVICE TilePipeline(const DenseParams& p, Shared<BF16> slots, int kv_head, int begin, int end)
-      : p_(p), slots_(slots), kv_head_(kv_head), end_(end) {
+  LH_DEVICE TilePipeline(const DenseParams& p, Shared<uint8_t> memory, int kv_head, int begin,
+                         int end)
+      : p_(p), ring_(memory, p.n_places), kv_head_(kv_head), end_(end) {
     if (begin < end) next_page_ = p.kv.pages[begin];
+    for (int piece = 2 * begin; piece < 2 * begin + ring_.NAhead(); ++piece) Copy(piece);
   }
 
-  LH_DEVICE Shared<BF16> Keys(int tile) const {
-    return slots_ + (tile & (p_.depth - 1)) * kTileElements;
-  }
-  LH_DEVICE Shared<BF16> Values(int tile) const {
-    return slots_ + (p_.depth + (tile & (p_.depth - 1))) * kTileElements;
-  }
-
-  // Keys of a tile, then values of the same, tiles in order: one group of copies each, empty behind
-  // the end. The page id is read one tile ahead, so that no copy waits for it.
-  LH_DEVICE void CopyKeys(int tile) {
-    if (tile < end_) {
-      page_ = next_page_;
-      if (tile + 1 < end_) next_page_ = p_.kv.pages[tile + 1];
-      CopyTile(Keys(tile), p_.kv.Keys(page_, kv_head_), tile);
-    }
-    CopyAsyncCommit();
-  }
-  LH_DEVICE void CopyValues(int tile) const {
-    if (tile < end_) CopyTile(Values(tile), p_.kv.Values(page_, kv_head_), tile);
-    CopyAsyncCommit();
-  }
-
-  // For the oldest tile (keys or values) under way, in all threads.
-  LH_DEVICE void Wait() const {
-    if (p_.depth == 1) {
-      CopyAsyncWait<0>();
-    } else {
-      CopyAsyncWait<2>();
-    }
-    SyncThreads();
-  }
+  // In all threads; the tile stays until the next wait. A piece further on is copied meanwhile.
+  LH_DEVICE Shared<BF16> WaitForKeys(int tile) { return Wait(2 * tile); }
+  LH_DEVICE Shared<BF16> WaitForValues(int tile) { return Wait(2 * tile + 1); }
 
  private:
-  LH_DEVICE void CopyTile(Shared<BF16> slot, Global<const BF16> from, int tile) const {
-    CopyTileAsync<kHeadDim, kTileKeys, kThreads>(slot, from, p_.key_end - tile * kTileKeys,
-                                                 ThreadId());
+  LH_DEVICE Shared<BF16> Wait(int piece) {
+    ring_.Wait(piece);
+    Copy(piece + ring_.NAhead());
+    return ring_.Tile(piece);
+  }
+
+  // Pieces in order; nothing behind the end. The page id is read one tile ahead, so that no copy
+  // waits for it.
+  LH_DEVICE void Copy(int piece) {
+    const int tile = piece / 2;
+    if (tile < end_) {
+      const int n_valid = p_.key_end - tile * kTileKeys;
+      if (piece % 2 == 0) {
+        page_ = next_page_;
+        if (tile + 1 < end_) next_page_ = p_.kv.pages[tile + 1];
+        ring_.CopyPage(piece, p_.kv.Keys(page_, kv_head_), n_valid);
+      } else {
+        ring_.CopyPage(piece, p_.kv.Values(page_, kv_head_), n_valid);
+      }
+    }
+    CopyAsyncCommit();
   }
 
   const DenseParams& p_;
-  Shared<BF16> slots_;
+  Ring ring_;
   int kv_head_;
   int end_;
   int page_ = 0;
@@ -222,14 +214,15 @@ LH_DEVICE void WriteRows(const DenseParams& p, const DenseItem& item, int first_
   }
 }
 
-template <int kHeadDim>
+template <class T, int kHeadDim>
 LH_KERNEL(kThreads, kBlocksPerMultiprocessor)
 DenseKernel(const DenseParams p) {
+  using Tiles = TilePipeline<T, kHeadDim>;
   const DenseItem item = ItemOfBlock(p, BlockX());
   if (IsMasked(p, item.head_block)) return;
   SharedArena arena;
   const Shared<BF16> q_tile = arena.Carve<BF16>(TileElements<kHeadDim>(kBlockRows));
-  const Shared<BF16> slots = arena.Carve<BF16>(2 * p.depth * TilePipeline<kHeadDim>::kTileElements);
+  const Shared<uint8_t> ring = arena.Carve<uint8_t>(Tiles::Ring::Bytes(p.n_places));
   // Here and not in registers: with a pair more in each lane, D = 128 spills.
   const Shared<Visible> visible = arena.Carve<Visible>(kBlockRows) + WarpId() * kWarpRows;
 
@@ -243,13 +236,8 @@ DenseKernel(const DenseParams p) {
   const int tile_end = MinOf(tile_begin + per_split, last_tile);
 
   const int kv_head = item.head_block * p.pack / p.group;
-  TilePipeline<kHeadDim> tiles(p, slots, kv_head, tile_begin, tile_end);
   CopyQueriesAsync<kHeadDim>(p, q_tile, item.head_block * p.pack, row_begin);
-  tiles.CopyKeys(tile_begin);
-  if (p.depth == 2) {
-    tiles.CopyValues(tile_begin);
-    tiles.CopyKeys(tile_begin + 1);
-  }
+  Tiles tiles(p, ring, kv_head, tile_begin, tile_end);
 
   const int first_row = row_begin + WarpId() * kWarpRows;
   const Shared<BF16> warp_q = q_tile + TileElements<kHeadDim>(WarpId() * kWarpRows);
@@ -266,17 +254,15 @@ DenseKernel(const DenseParams p) {
     const bool is_seen = has_rows && WarpAny(key_begin < keys.end && key_end > keys.begin);
     const bool is_whole = WarpAll(key_begin >= keys.begin && key_end <= keys.end);
     uint32_t weights[kRowTiles][kTileKeys / 8][2];
-    tiles.Wait();
-    tiles.CopyValues(tile + p.depth - 1);
+    const Shared<BF16> tile_keys = tiles.WaitForKeys(tile);
     if (is_seen) {
       float scores[kRowTiles][kTileKeys / 8][4];
-      ComputeScores<kHeadDim>(scores, warp_q, tiles.Keys(tile));
+      ComputeScores<kHeadDim>(scores, warp_q, tile_keys);
       if (!is_whole) MaskScores(scores, visible, key_begin);
       state.Update(scores, weights, p.scale_log2);
     }
-    tiles.Wait();
-    tiles.CopyKeys(tile + p.depth);
-    if (is_seen) AddValues<kHeadDim>(state.output, weights, tiles.Values(tile));
+    const Shared<BF16> tile_values = tiles.WaitForValues(tile);
+    if (is_seen) AddValues<kHeadDim>(state.output, weights, tile_values);
   }
   CopyAsyncWait<0>();
   if (has_rows) WriteRows<kHeadDim>(p, item, first_row, state);
@@ -305,20 +291,20 @@ int64_t MaxSplitBlocks(const DeviceLimits& limits) {
   return int64_t{kBlocksPerMultiprocessor} * limits.n_multiprocessors;
 }
 
-template <int kHeadDim>
+template <class T, int kHeadDim>
 cudaError_t LaunchDense(DenseParams p, const DeviceLimits& limits, cudaStream_t stream) {
   constexpr int kFixedBytes =
       CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockRows)) + CarvedBytes<Visible>(kBlockRows);
-  constexpr int kPairBytes = 2 * CarvedBytes<BF16>(TileElements<kHeadDim>(kTileKeys));
+  using Ring = typename TilePipeline<T, kHeadDim>::Ring;
   const int share_bytes = limits.shared_bytes / kBlocksPerMultiprocessor - kReservedSharedBytes;
-  p.depth = kFixedBytes + 2 * kPairBytes <= share_bytes ? 2 : 1;
+  p.n_places = kFixedBytes + Ring::Bytes(4) <= share_bytes ? 4 : 2;
   const int n_items = p.n_head_blocks * p.n_row_tiles;
   const cudaError_t error = Launch({.name = "attend dense",
                                     .grid = dim3(static_cast<unsigned>(n_items * p.n_splits)),
                                     .block = kThreads,
-                                    .smem_bytes = kFixedBytes + p.depth * kPairBytes,
+                                    .smem_bytes = kFixedBytes + Ring::Bytes(p.n_places),
                                     .stream = stream},
-                                   DenseKernel<kHeadDim>, p);
+                                   DenseKernel<T, kHeadDim>, p);
   if (error != cudaSuccess || p.n_splits == 1) return error;
   const int64_t n_warps = int64_t{n_items} * kBlockRows;
   return Launch({.name = "merge dense",
@@ -342,7 +328,7 @@ cudaError_t AttendDense(const AttendDenseArgs& args, const KeyRange& keys,
   const int64_t head_dim = args.kv.head_dim;
   const int64_t n_keys = args.q_begin + n_tokens;
   if (n_tokens == 0) return cudaSuccess;
-  LH_CHECK(args.kv.dtype == DType::kBF16 && args.scale > 0);
+  LH_CHECK(IsKvTypeOfKernels(args.kv) && args.scale > 0);
   LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
   LH_CHECK(n_keys <= std::numeric_limits<int32_t>::max() - kTileKeys);
   LH_CHECK(0 <= keys.begin && keys.begin <= keys.end);
@@ -380,13 +366,14 @@ cudaError_t AttendDense(const AttendDenseArgs& args, const KeyRange& keys,
   p.partials.output = reinterpret_cast<float*>(scratch);
   p.partials.lse = reinterpret_cast<float*>(scratch) + part_rows * head_dim;
 
-  const int64_t head_bytes = 2 * n_seen * head_dim * int64_t{sizeof(BF16)};
+  const int64_t head_bytes = 2 * n_seen * args.kv.RowBytes();
   const int64_t kv_heads_in_l2 = std::clamp<int64_t>(
       limits.l2_bytes / 2 / std::max<int64_t>(head_bytes, 1), 1, args.kv.n_kv_heads);
   p.section_blocks = static_cast<int32_t>(kv_heads_in_l2 * (group / pack));
 
-  return WithHeadDim(head_dim,
-                     [&]<int kHeadDim>() { return LaunchDense<kHeadDim>(p, limits, stream); });
+  return WithKv(args.kv, [&]<class T, int kHeadDim>() {
+    return LaunchDense<T, kHeadDim>(p, limits, stream);
+  });
 }
 
 }  // namespace longhaul::cuda

@@ -2,7 +2,8 @@
 // Host entry points; asynchronous on the stream, allocate nothing. The caller (the CUDA backend)
 // checks the returned error and owns the scratch memory, which one call at a time may use.
 //
-// bf16 queries, keys, values and outputs; f32 scores, softmax and sums; head_dim 64, 80, 96 or 128.
+// bf16 queries and outputs, keys and values in bf16 or fp8 (which becomes bf16 in shared memory);
+// f32 scores, softmax and sums; head_dim 64, 80, 96 or 128.
 #pragma once
 
 #include <cuda_runtime.h>

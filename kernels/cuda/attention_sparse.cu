@@ -48,7 +48,7 @@ LH_KERNEL(kThreads, 1) PrepareKernel(SparseParams p) {
   }
 }
 
-// Grid [kCopyBlocks, H]: the stripes of a head to contiguous memory.
+// Grid [kCopyBlocks, H]: the stripes of a head to contiguous memory; bf16 alone.
 template <int kHeadDim>
 LH_KERNEL(kThreads, 1)
 CopyStripesKernel(SparseParams p) {
@@ -68,7 +68,7 @@ CopyStripesKernel(SparseParams p) {
     const int key = stripe + static_cast<int>(index % p.stripe_width);
     if (key >= p.q_begin + p.n_tokens) continue;
     const int page = p.kv.pages[key / kTileKeys];
-    const int64_t at = key % kTileKeys * kHeadDim + piece % kPieces * 8;
+    const int64_t at = (key % kTileKeys * kHeadDim + piece % kPieces * 8) * int64_t{sizeof(BF16)};
     StoreVec(keys + piece * 8, LoadVec<U32x4>(p.kv.Keys(page, kv_head) + at));
     StoreVec(values + piece * 8, LoadVec<U32x4>(p.kv.Values(page, kv_head) + at));
   }
@@ -123,64 +123,56 @@ LH_DEVICE SparseRows RowsOfBlock(const SparseParams& p) {
   rows.copied_values = 0;
   const int64_t copies_begin = p.copies_begin[rows.head];
   if (copies_begin >= 0) {
-    rows.copies = p.copies_from_pool + 2 * copies_begin * kHeadDim;
-    rows.copied_values = CopiedKeys(p, p.n_stripes[rows.head]) * kHeadDim;
+    constexpr int64_t kRowBytes = kHeadDim * int64_t{sizeof(BF16)};
+    rows.copies = p.copies_from_pool + 2 * copies_begin * kRowBytes;
+    rows.copied_values = CopiedKeys(p, p.n_stripes[rows.head]) * kRowBytes;
   }
   return rows;
 }
 
-// Keys of tile n, then its values, tiles in order, one group of copies each. They have `depth`
-// places each; the slot of a tile is filled two tiles ahead.
-template <int kHeadDim>
+// Keys of tile n, piece 2 n of the ring, then its values, piece 2 n + 1. The slot of a tile is
+// filled two tiles ahead.
+template <class T, int kHeadDim>
 class SparsePipeline {
  public:
-  static constexpr int kTileElements = TileElements<kHeadDim>(kTileKeys);
+  using Ring = TileRing<T, kHeadDim, kThreads, /*kScaleBytes=*/16>;
 
-  LH_DEVICE SparsePipeline(const SparseParams& p, Shared<BF16> places, const TileSlots& slots)
-      : p_(p), places_(places), slots_(slots) {}
-
-  LH_DEVICE Shared<BF16> Keys(int n) const {
-    return places_ + (n & (p_.depth - 1)) * kTileElements;
-  }
-  LH_DEVICE Shared<BF16> Values(int n) const {
-    return places_ + (p_.depth + (n & (p_.depth - 1))) * kTileElements;
+  LH_DEVICE SparsePipeline(const SparseParams& p, Shared<uint8_t> memory, const TileSlots& slots)
+      : p_(p), ring_(memory, p.n_places), slots_(slots) {
+    for (int piece = 0; piece < ring_.NAhead(); ++piece) Copy(piece);
   }
 
-  // `exists`: whether there is a tile n. An empty group otherwise.
-  LH_DEVICE void CopyKeys(int n, bool exists) const {
-    if (exists) slots_.template CopyAsync<kHeadDim, kThreads>(p_, Keys(n), n, false);
-    CopyAsyncCommit();
-  }
-  LH_DEVICE void CopyValues(int n, bool exists) const {
-    if (exists) slots_.template CopyAsync<kHeadDim, kThreads>(p_, Values(n), n, true);
-    CopyAsyncCommit();
-  }
-
-  // For the oldest tile (keys or values) under way, in all threads.
-  LH_DEVICE void Wait() const {
-    if (p_.depth == 1) {
-      CopyAsyncWait<0>();
-    } else {
-      CopyAsyncWait<2>();
-    }
-    SyncThreads();
-  }
+  // In all threads; the tile stays until the next wait. A piece further on is copied meanwhile.
+  LH_DEVICE Shared<BF16> WaitForKeys(int n) const { return Wait(n, 2 * n); }
+  LH_DEVICE Shared<BF16> WaitForValues(int n) const { return Wait(n, 2 * n + 1); }
 
  private:
+  LH_DEVICE Shared<BF16> Wait(int n, int piece) const {
+    ring_.Wait(piece, slots_.ScalesOf(n));
+    Copy(piece + ring_.NAhead());
+    return ring_.Tile(piece);
+  }
+  LH_DEVICE void Copy(int piece) const {
+    if (slots_.mask(piece / 2) != TileMask::kEmpty) {
+      slots_.template CopyAsync<T, kHeadDim, kThreads>(p_, ring_, piece / 2, piece % 2 != 0);
+    }
+    CopyAsyncCommit();
+  }
+
   const SparseParams& p_;
-  Shared<BF16> places_;
+  Ring ring_;
   const TileSlots& slots_;
 };
 
 // Grid [H * n_row_tiles].
-template <int kHeadDim>
+template <class T, int kHeadDim>
 LH_KERNEL(kThreads, kBlocksPerMultiprocessor)
 SparseKernel(const SparseParams p) {
-  using Pipeline = SparsePipeline<kHeadDim>;
+  using Pipeline = SparsePipeline<T, kHeadDim>;
   SharedArena arena;
   TileSlots slots(arena);
   const Shared<BF16> queries = arena.Carve<BF16>(TileElements<kHeadDim>(kBlockRows));
-  const Shared<BF16> places = arena.Carve<BF16>(2 * p.depth * Pipeline::kTileElements);
+  const Shared<uint8_t> ring = arena.Carve<uint8_t>(Pipeline::Ring::Bytes(p.n_places));
   const SparseRows rows = RowsOfBlock<kHeadDim>(p);
   BandSet bands;
   if (p.max_bands > 0 && rows.kind == HeadKind::kSparse) {
@@ -195,44 +187,35 @@ SparseKernel(const SparseParams p) {
     slots.Start(p, rows);
     for (int n = 0; n < 2; ++n) {
       slots.BeginFill(p, n, next_keys);
-      slots.FinishFill<kHeadDim>(p, bands, n, next_keys);
+      slots.FinishFill<T, kHeadDim>(p, bands, n, next_keys);
     }
   }
   SyncThreads();
-  const Pipeline tiles(p, places, slots);
-  tiles.CopyKeys(0, true);
-  if (p.depth == 2) {
-    tiles.CopyValues(0, true);
-    tiles.CopyKeys(1, slots.mask(1) != TileMask::kEmpty);
-  }
+  const Pipeline tiles(p, ring, slots);
 
   SoftmaxState<kHeadDim, kRowTiles> state;
   state.Clear();
   // Every row has a tile: the window holds the row's own key.
   for (int n = 0; slots.mask(n) != TileMask::kEmpty; ++n) {
-    tiles.Wait();
-    const bool has_next = slots.mask(n + 1) != TileMask::kEmpty;
-    tiles.CopyValues(n + p.depth - 1, p.depth == 1 || has_next);
+    const Shared<BF16> keys = tiles.WaitForKeys(n);
     if (WarpId() == 0) slots.BeginFill(p, n + 2, next_keys);
     const bool is_seen = slots.IsSeen(n, WarpId() * kWarpRows, kWarpRows);
     uint32_t weights[kRowTiles][kTileKeys / 8][2];
     if (is_seen) {
       float scores[kRowTiles][kTileKeys / 8][4];
-      ComputeScores<kHeadDim>(scores, queries + TileElements<kHeadDim>(WarpId() * kWarpRows),
-                              tiles.Keys(n));
+      ComputeScores<kHeadDim>(scores, queries + TileElements<kHeadDim>(WarpId() * kWarpRows), keys);
       if (slots.mask(n) != TileMask::kNone) slots.Mask(scores, n, WarpId() * kWarpRows, bands);
       state.Update(scores, weights, p.scale_log2);
     }
-    if (WarpId() == 0) slots.FinishFill<kHeadDim>(p, bands, n + 2, next_keys);
-    tiles.Wait();
-    tiles.CopyKeys(n + p.depth, slots.mask(n + p.depth) != TileMask::kEmpty);
-    if (is_seen) AddValues<kHeadDim>(state.output, weights, tiles.Values(n));
+    if (WarpId() == 0) slots.FinishFill<T, kHeadDim>(p, bands, n + 2, next_keys);
+    const Shared<BF16> values = tiles.WaitForValues(n);
+    if (is_seen) AddValues<kHeadDim>(state.output, weights, values);
   }
   CopyAsyncWait<0>();
   WriteRows<kHeadDim>(p, slots.rows(), WarpId() * kWarpRows, state);
 }
 
-template <int kHeadDim>
+template <class T, int kHeadDim>
 cudaError_t LaunchSparse(SparseParams p, const DeviceLimits& limits, cudaStream_t stream) {
   const auto n_heads = static_cast<unsigned>(p.n_heads);
   cudaError_t error =
@@ -250,16 +233,15 @@ cudaError_t LaunchSparse(SparseParams p, const DeviceLimits& limits, cudaStream_
   const int band_words = p.max_bands > 0 ? BandSetWords(p.q_begin + p.n_tokens) : 0;
   const int fixed_bytes = CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockRows)) +
                           TileSlots::kBytes + CarvedBytes<uint32_t>(band_words);
-  constexpr int kPairBytes = 2 * CarvedBytes<BF16>(TileElements<kHeadDim>(kTileKeys));
-  constexpr int kReservedBytes = 1024;  // that the system takes of each block's share
-  const int share_bytes = limits.shared_bytes / kBlocksPerMultiprocessor - kReservedBytes;
-  p.depth = fixed_bytes + 2 * kPairBytes <= share_bytes ? 2 : 1;
+  using Ring = typename SparsePipeline<T, kHeadDim>::Ring;
+  const int share_bytes = limits.shared_bytes / kBlocksPerMultiprocessor - kReservedSharedBytes;
+  p.n_places = fixed_bytes + Ring::Bytes(4) <= share_bytes ? 4 : 2;
   return Launch({.name = "attend sparse",
                  .grid = {n_heads * static_cast<unsigned>(p.n_row_tiles)},
                  .block = kThreads,
-                 .smem_bytes = fixed_bytes + p.depth * kPairBytes,
+                 .smem_bytes = fixed_bytes + Ring::Bytes(p.n_places),
                  .stream = stream},
-                SparseKernel<kHeadDim>, p);
+                SparseKernel<T, kHeadDim>, p);
 }
 
 // Points the parameters into the scratch; returns its size.
@@ -270,8 +252,7 @@ int64_t CarveScratch(int64_t n_heads, int64_t head_dim, const StripeCopies& copi
   p.copies_begin = carver.Take<int64_t>(n_heads);
   p.head_order = carver.Take<int32_t>(n_heads);
   p.copies_from_pool = (reinterpret_cast<intptr_t>(p.copies.pointer()) -
-                        reinterpret_cast<intptr_t>(p.kv.pool.pointer())) /
-                       static_cast<intptr_t>(sizeof(BF16));
+                        reinterpret_cast<intptr_t>(p.kv.pool.pointer()));
   p.most_copies = copies.n_keys;
   return carver.used_bytes();
 }
@@ -290,7 +271,8 @@ cudaError_t AttendSparse(const AttendSparseArgs& args, const StripeCopies& copie
   const int64_t n_tokens = args.q.dim(0);
   const int64_t n_keys = args.q_begin + n_tokens;
   if (n_tokens == 0) return cudaSuccess;
-  LH_CHECK(args.kv.dtype == DType::kBF16 && args.scale > 0);
+  LH_CHECK(IsKvTypeOfKernels(args.kv) && args.scale > 0);
+  LH_CHECK(copies.n_keys == 0 || args.kv.dtype == DType::kBF16);
   LH_CHECK(n_keys <= std::numeric_limits<int32_t>::max() / 2);
   LH_CHECK(args.q.stride(0) % 8 == 0 && args.out.stride(0) % 2 == 0);
 
@@ -321,8 +303,9 @@ cudaError_t AttendSparse(const AttendSparseArgs& args, const StripeCopies& copie
   p.bands = plan.bands;
   p.kept_pairs = plan.kept_pairs;
   CarveScratch(p.n_heads, args.kv.head_dim, copies, scratch, p);
-  return WithHeadDim(args.kv.head_dim,
-                     [&]<int kHeadDim>() { return LaunchSparse<kHeadDim>(p, limits, stream); });
+  return WithKv(args.kv, [&]<class T, int kHeadDim>() {
+    return LaunchSparse<T, kHeadDim>(p, limits, stream);
+  });
 }
 
 }  // namespace longhaul::cuda

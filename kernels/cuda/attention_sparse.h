@@ -1,6 +1,6 @@
 // Attention under a SparsePlan on the GPU: streaming, sparse and dense heads in one launch, by
-// tensor cores (mma, sm_80 and later). bf16 queries, keys, values and outputs; f32 scores, softmax
-// and sums; head_dim 64, 80, 96 or 128.
+// tensor cores (mma, sm_80 and later). bf16 queries and outputs, keys and values in bf16 or fp8;
+// f32 scores, softmax and sums; head_dim 64, 80, 96 or 128.
 //
 // Host entry point: enqueues kernels on `stream` and returns at once. It allocates nothing;
 // `scratch` is device memory, 16-byte aligned, which one call at a time may use. The plan stays on
@@ -21,7 +21,7 @@ namespace longhaul::cuda {
 // their pages, once per 128 rows; with it, the stripes of a head are first copied to contiguous
 // memory, once per call. Heads take their room in order; one that does not fit is gathered.
 struct StripeCopies {
-  int64_t n_keys = 0;  // room for so many keys of all heads together
+  int64_t n_keys = 0;  // room for so many keys of all heads together; 0 with a cache in fp8
 };
 
 int64_t AttendSparseScratchBytes(int64_t n_heads, int64_t head_dim, const StripeCopies& copies);

@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/kv_tiles.cuh"
 
 namespace longhaul::cuda {
 
@@ -27,7 +27,7 @@ struct SparseParams {
   int32_t n_heads = 0;
   int32_t group = 1;
   int32_t n_row_tiles = 0;
-  int32_t depth = 1;  // tiles of keys, and of values, in shared memory: 1 or 2
+  int32_t n_places = 2;  // of the ring: 2 or 4
   float scale_log2 = 0;
   // The plan.
   int32_t sink = 0;
@@ -45,7 +45,7 @@ struct SparseParams {
   Global<int32_t> head_order;    // [H] the head with the most work first
   Global<int64_t> copies_begin;  // [H] first key of the head's copies; -1: gathered from the pages
   Global<BF16> copies;           // of a head with n keys: [n, D] keys, then [n, D] values
-  int64_t copies_from_pool = 0;  // elements
+  int64_t copies_from_pool = 0;  // bytes
   int64_t most_copies = 0;       // keys
 };
 
@@ -77,7 +77,7 @@ struct SparseRows {
   int last;
   HeadKind kind;
   int n_bands;            // of a sparse head
-  int64_t copies;         // where the keys of its stripes were copied to, in elements from the pool
+  int64_t copies;         // where the keys of its stripes were copied to, in bytes from the pool
   int64_t copied_values;  // from a copied key to its value; 0: keys are gathered from their pages
 };
 
@@ -287,9 +287,10 @@ class TileSlots {
     tile_[slot] = tile;
     mask_[slot] = static_cast<int32_t>(exists ? TileMask::kDistances : TileMask::kEmpty);
   }
-  template <int kHeadDim>
+  template <class T, int kHeadDim>
   LH_DEVICE void FinishFill(const SparseParams& p, const BandSet& bands, int n,
                             const int (&keys)[kKeysPerLane]) {
+    constexpr int kRowBytes = kHeadDim * static_cast<int>(sizeof(T));
     SyncWarp();  // lane 0 has stored the tile
     if (mask(n) == TileMask::kEmpty) return;
     const int slot = n & (kSlots - 1);
@@ -305,11 +306,11 @@ class TileSlots {
       const int at = i * kWarpLanes + LaneId();
       int64_t offset = 0;
       if (is_copied) {
-        offset = rows.copies + (tile.first + at) * kHeadDim;
+        offset = rows.copies + (tile.first + at) * kRowBytes;
       } else if (key != kNoKey) {
         const int64_t page = p.kv.pages[key / kTileKeys];
         offset = page * p.kv.page_stride + p.kv.layer_offset + rows.kv_head * p.kv.head_stride +
-                 key % kTileKeys * kHeadDim;
+                 key % kTileKeys * kRowBytes;
       }
       offset_[slot * kTileKeys + at] = offset;
       key_[slot * kTileKeys + at] = key;
@@ -335,14 +336,15 @@ class TileSlots {
     return static_cast<TileMask>(mask);
   }
 
-  // Copies the keys of tile n, or its values, row by row; asynchronous, the caller commits. Rows
-  // that stand for no key become 0: what is left in memory may be NaN, and 0 * NaN would reach the
-  // outputs.
-  template <int kHeadDim, int kThreads>
-  LH_DEVICE void CopyAsync(const SparseParams& p, Shared<BF16> to, int n, bool is_values) const {
-    constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, in a row
+  // Copies the keys of tile n, or its values, row by row to a place of the ring; asynchronous, the
+  // caller commits. Rows that stand for no key become 0: what is left in memory may be NaN, and
+  // 0 * NaN would reach the outputs.
+  template <class T, int kHeadDim, int kThreads, class Ring>
+  LH_DEVICE void CopyAsync(const SparseParams& p, const Ring& ring, int n, bool is_values) const {
+    constexpr int kPieces = kHeadDim * static_cast<int>(sizeof(T)) / 16;  // in a row
     constexpr int kTotal = kTileKeys * kPieces;
     const int slot = n & (kSlots - 1);
+    const int to = 2 * n + (is_values ? 1 : 0);
     const int64_t values = is_values ? static_cast<int64_t>(values_[slot]) : 0;
     LH_UNROLL_BY_TWO  // all at once take registers that the scores need
         for (int begin = 0; begin < kTotal; begin += kThreads) {
@@ -351,9 +353,32 @@ class TileSlots {
       const int row = piece / kPieces;
       const int64_t offset = offset_[slot * kTileKeys + row];
       const int32_t key = key_[slot * kTileKeys + row];
-      CopyAsync16(to + (piece * 8 + row * kTilePad),
-                  p.kv.pool + (offset + values + piece % kPieces * 8), key != kNoKey);
+      const Global<const uint8_t> from = p.kv.pool + (offset + values + piece % kPieces * 16);
+      if constexpr (kIsFp8<T>) {
+        CopyAsync16(ring.RawPlace(to) + piece * 16, from, key != kNoKey);
+      } else {
+        CopyAsync16(ring.BF16Place(to) + (piece * 8 + row * kTilePad), from, key != kNoKey);
+      }
     }
+    if constexpr (kIsFp8<T>) {
+      const int row = ThreadId();
+      if (row >= kTileKeys) return;
+      const int64_t offset = offset_[slot * kTileKeys + row];
+      const int32_t key = key_[slot * kTileKeys + row];
+      const int in_page = key % kTileKeys;
+      const int scales = (kTileKeys - in_page) * kHeadDim + in_page / 16 * 16;  // from the row
+      CopyAsync16(ring.RawPlace(to) + (kTileKeys * kHeadDim + row * 16),
+                  p.kv.pool + (offset + values + scales), key != kNoKey);
+    }
+  }
+
+  // In fp8, where among the scales of tile n that of a row is: with those of 16 neighbours.
+  struct ScaleOfGathered {
+    Shared<int32_t> keys;
+    LH_DEVICE int operator()(int row) const { return row * 16 + (keys[row] & 15); }
+  };
+  LH_DEVICE ScaleOfGathered ScalesOf(int n) const {
+    return {key_ + (n & (kSlots - 1)) * kTileKeys};
   }
 
   // Whether any of n_rows rows of the block, from row `row` on, can see a key of tile n. Rows that
@@ -418,7 +443,7 @@ class TileSlots {
     return crosses;
   }
 
-  Shared<int64_t> offset_;   // [kSlots, 64] of the key's row, from the pool, in elements
+  Shared<int64_t> offset_;   // [kSlots, 64] of the key's row, from the pool, in bytes
   Shared<int32_t> key_;      // [kSlots, 64]
   Shared<SparseTile> tile_;  // [kSlots]
   Shared<int64_t> values_;   // [kSlots] from a key's row to its value's

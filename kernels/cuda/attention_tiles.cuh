@@ -33,49 +33,6 @@ LH_DEVICE int MaxOf(int a, int b) { return a > b ? a : b; }
 // The score of a masked key.
 LH_DEVICE float MinusInfinity() { return -INFINITY; }
 
-// Keys and values of one sequence at one layer; strides in elements.
-struct PagedKv {
-  Global<const BF16> pool;
-  Global<const int32_t> pages;
-  int64_t page_stride = 0;
-  int64_t head_stride = 0;  // V follows K after half of it
-  int64_t layer_offset = 0;
-
-  // [64, D] of page number `page` (an id, not an index into pages).
-  LH_DEVICE Global<const BF16> Keys(int page, int kv_head) const {
-    return pool + (page * page_stride + layer_offset + kv_head * head_stride);
-  }
-  LH_DEVICE Global<const BF16> Values(int page, int kv_head) const {
-    return Keys(page, kv_head) + head_stride / 2;
-  }
-};
-
-inline PagedKv MakePagedKv(const KvView& kv) {
-  constexpr int64_t kBytes = sizeof(BF16);
-  return {.pool = reinterpret_cast<const BF16*>(kv.pool),
-          .pages = kv.pages,
-          .page_stride = kv.page_stride_bytes / kBytes,
-          .head_stride = kv.head_stride_bytes / kBytes,
-          .layer_offset = kv.layer_offset_bytes / kBytes};
-}
-
-// Copies rows [0, n_valid) of a contiguous [kRows, D] block into a tile and clears the others: what
-// lies behind the last token of a page may be NaN, and 0 * NaN would reach every output. Called by
-// kThreads threads, `thread` of [0, kThreads); asynchronous, the caller commits.
-template <int kHeadDim, int kRows, int kThreads>
-LH_DEVICE void CopyTileAsync(Shared<BF16> tile, Global<const BF16> from, int n_valid, int thread) {
-  constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, in a row
-  constexpr int kTotal = kRows * kPieces;
-  LH_UNROLL
-  for (int begin = 0; begin < kTotal; begin += kThreads) {
-    const int piece = begin + thread;
-    if (kTotal % kThreads != 0 && piece >= kTotal) break;
-    const int row = piece / kPieces;
-    const bool valid = row < n_valid;
-    CopyAsync16(tile + (piece * 8 + row * kTilePad), valid ? from + piece * 8 : from, valid);
-  }
-}
-
 // The 16 x 16 block at column `column` of the 16 rows of a tile, as the left operand.
 template <int kHeadDim>
 LH_DEVICE void LoadRowFragment(uint32_t (&a)[4], Shared<BF16> rows, int column) {

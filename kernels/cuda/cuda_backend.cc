@@ -100,9 +100,9 @@ class CudaBackend : public Backend {
                       "--backend cpu",
                       d));
     }
-    if (layout.dtype != DType::kBF16) {
+    if (layout.dtype != DType::kBF16 && layout.dtype != DType::kF8E4M3) {
       return absl::UnimplementedError(fmt::format(
-          "a KV cache of {} does not run on the GPU; use --kv-cache-dtype auto or bfloat16",
+          "a KV cache of {} does not run on the GPU; use --kv-cache-dtype auto, bfloat16 or fp8",
           DTypeName(layout.dtype)));
     }
     return absl::OkStatus();

@@ -98,35 +98,20 @@ LH_DEVICE float Bf16High(uint32_t pair) { return BitCast<float>(pair & 0xffff000
 LH_DEVICE float ToFloat(BF16 x) { return BitCast<float>(static_cast<uint32_t>(x.bits) << 16); }
 LH_DEVICE BF16 ToBf16(float x) { return BF16{static_cast<uint16_t>(PackBf16(x, 0.0f) & 0xffffu)}; }
 
-// fp8 e4m3 (exponent bias 7, largest value 448, no infinity). The byte's exponent and mantissa are
-// those of an f32 scaled by 2^-120, subnormals included.
-LH_DEVICE float Fp8ToFloat(uint8_t x) {
-  const uint32_t magnitude = static_cast<uint32_t>(x & 0x7fu) << 20;
-  const uint32_t sign = static_cast<uint32_t>(x & 0x80u) << 24;
-  return BitCast<float>(BitCast<uint32_t>(BitCast<float>(magnitude) * 0x1p120f) | sign);
-}
-
-// Four e4m3 bytes (lowest first) as two bf16 pairs; exact, as bf16 has more of both.
-LH_DEVICE void Fp8x4ToBf16x4(uint32_t bytes, uint32_t (&pairs)[2]) {
+// Eight e4m3 numbers of a row with this scale (kernels/base/fp8.h), lowest byte first, as bf16;
+// exact. Their exponent and mantissa bits, moved into a bf16, are the numbers times 2^-120.
+LH_DEVICE U32x4 WidenFp8x8(const U32x2& bytes, uint8_t scale) {
+  // A scale that nobody wrote may be anything: 0 * infinity must not reach a sum.
+  const uint32_t exponent = scale < 255 ? scale : 254;
+  const uint32_t factors = exponent << 23 | exponent << 7;
+  U32x4 wide;
   LH_UNROLL
-  for (int i = 0; i < 2; ++i) {
-    const float low = Fp8ToFloat(static_cast<uint8_t>(bytes >> (16 * i)));
-    const float high = Fp8ToFloat(static_cast<uint8_t>(bytes >> (16 * i + 8)));
-    pairs[i] = PackBf16(low, high);
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t two = bytes.v[i / 2] >> (i % 2 * 16);
+    const uint32_t spread = (two & 0xff00u) << 16 | (two & 0xffu) << 8;
+    wide.v[i] = MulBf16x2((spread & 0x80008000u) | (spread >> 4 & 0x07f007f0u), factors);
   }
-}
-
-// To nearest even; what is beyond 448 becomes 448, NaN stays NaN.
-LH_DEVICE uint8_t FloatToFp8(float x) {
-  const uint32_t sign = (BitCast<uint32_t>(x) >> 24) & 0x80u;
-  const float magnitude = fabsf(x);
-  if (!(magnitude == magnitude)) return static_cast<uint8_t>(sign | 0x7fu);
-  if (magnitude >= 448.0f) return static_cast<uint8_t>(sign | 0x7eu);
-  if (magnitude < 0x1p-6f) {  // a multiple of 2^-9, which is what the sum rounds to
-    return static_cast<uint8_t>(sign | (BitCast<uint32_t>(magnitude + 0x1p14f) & 0xfu));
-  }
-  const uint32_t u = BitCast<uint32_t>(magnitude) - (120u << 23);
-  return static_cast<uint8_t>(sign | ((u + 0x7ffffu + ((u >> 20) & 1u)) >> 20));
+  return wide;
 }
 
 // Unsigned integers in the order of the floats (NaN excepted), for AtomicMax.

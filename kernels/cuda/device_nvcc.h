@@ -307,6 +307,12 @@ LH_DEVICE float ReciprocalApprox(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// Two bf16 products, each rounded to nearest even; subnormal numbers count.
+LH_DEVICE uint32_t MulBf16x2(uint32_t a, uint32_t b) {
+  uint32_t product;  // sm_80 has the fused form alone: -0 added changes nothing
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000u));
+  return product;
+}
 // Rounded to nearest even; `low` in the lower half.
 LH_DEVICE uint32_t PackBf16(float low, float high) {
   uint32_t pair;

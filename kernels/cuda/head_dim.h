@@ -1,9 +1,13 @@
-// From the head_dim of a call to the kernel compiled for it. Host code.
+// From the head_dim of a call, and the type of its keys and values, to the kernel compiled for
+// them. Host code.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
+
+#include "kernels/base/fp8.h"
+#include "kernels/kv_layout.h"
 
 namespace longhaul::cuda {
 
@@ -23,6 +27,20 @@ cudaError_t WithHeadDim(int64_t head_dim, const Run& run) {
     default:
       return cudaErrorInvalidValue;
   }
+}
+
+// Calls run.template operator()<T, head_dim>() with T the elements of the KV cache.
+template <class Run>
+cudaError_t WithKv(const KvView& kv, const Run& run) {
+  return WithHeadDim(kv.head_dim, [&]<int kHeadDim>() {
+    return kv.dtype == DType::kF8E4M3 ? run.template operator()<F8E4M3, kHeadDim>()
+                                      : run.template operator()<BF16, kHeadDim>();
+  });
+}
+
+// The types that WithKv knows.
+inline bool IsKvTypeOfKernels(const KvView& kv) {
+  return kv.dtype == DType::kBF16 || kv.dtype == DType::kF8E4M3;
 }
 
 }  // namespace longhaul::cuda

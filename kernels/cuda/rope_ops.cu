@@ -1,7 +1,9 @@
 // Rotation and KV write of token_ops.h.
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/base/checked_math.h"
+#include "kernels/base/fp8.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/token_ops.h"
 
@@ -69,8 +71,67 @@ LH_DEVICE U32x2 RotatePair(Global<BF16> head, int i, int n_pairs, Global<const f
   return U32x2{{rotated_lower.bits, rotated_upper.bits}};
 }
 
-// One token per block.
-LH_KERNEL(kBlock, 1) RopeKvWriteKernel(RopeKvWriteParams p) {
+// The token's values, and what of its keys is not rotated, in bf16. `slot_begin`: of the token in a
+// page, in elements.
+LH_DEVICE void StoreTokenRest(const RopeKvWriteParams& p, int64_t t, Global<uint8_t> page_pool,
+                              int64_t slot_begin) {
+  for (int i = ThreadId(); i < p.n_kv_heads * p.head_dim; i += kBlock) {
+    const int h = i / p.head_dim;
+    const int d = i % p.head_dim;
+    const Global<uint8_t> head_pool = page_pool + h * p.head_stride_bytes;
+    const BF16 value = p.v[t * p.v_stride + i];
+    (Cast<BF16>(head_pool + p.head_stride_bytes / 2) + slot_begin)[d] = value;
+    if (d >= 2 * p.n_pairs) {
+      const BF16 key = p.k[t * p.k_stride + i];
+      (Cast<BF16>(head_pool) + slot_begin)[d] = key;
+    }
+  }
+}
+
+// A row of keys or values, [D] bf16 with D a multiple of 4 up to 128, as fp8. Called by a
+// warp.
+LH_DEVICE void StoreRowF8(Global<const BF16> row, int head_dim, Global<uint8_t> to,
+                          Global<uint8_t> scale_to) {
+  const int column = LaneId() * 4;
+  const bool has_columns = column < head_dim;
+  const U32x2 pairs = has_columns ? LoadVec<U32x2>(row + column) : U32x2{};
+  const float x[4] = {Bf16Low(pairs.v[0]), Bf16High(pairs.v[0]), Bf16Low(pairs.v[1]),
+                      Bf16High(pairs.v[1])};
+  float largest = 0.0f;
+  LH_UNROLL
+  for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(x[i]));
+  const uint8_t scale = RowScaleF8(WarpMax(largest));
+  const float inverse = 1.0f / RowFactorF8(scale);
+  uint32_t bytes = 0;
+  LH_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    bytes |= static_cast<uint32_t>(ToF8E4M3(x[i] * inverse).bits) << (8 * i);
+  }
+  if (has_columns) StoreVec(to + column, bytes);
+  if (LaneId() == 0) scale_to[0] = scale;
+}
+
+// The token's keys, rotated before in their place, and its values. A warp per row.
+LH_DEVICE void StoreTokenF8(const RopeKvWriteParams& p, int64_t t, Global<uint8_t> page_pool,
+                            int slot) {
+  for (int row = WarpId(); row < 2 * p.n_kv_heads; row += kBlock / kWarpLanes) {
+    const int head = row / 2;
+    const bool is_values = row % 2 != 0;
+    const Global<const BF16> from =
+        is_values ? p.v + (t * p.v_stride + head * p.head_dim)
+                  : Global<const BF16>(p.k + (t * p.k_stride + head * p.head_dim));
+    const Global<uint8_t> block =
+        page_pool + (head * p.head_stride_bytes + (is_values ? p.head_stride_bytes / 2 : 0));
+    StoreRowF8(from, p.head_dim, block + slot * p.head_dim,
+               block + (kPageTokens * p.head_dim + slot));
+  }
+}
+
+// One token per block. T: elements of the KV cache, BF16 or F8E4M3.
+template <class T>
+LH_KERNEL(kBlock, 1)
+RopeKvWriteKernel(RopeKvWriteParams p) {
+  constexpr bool kIsFp8 = std::is_same_v<T, F8E4M3>;
   const int64_t t = BlockX();
   const Global<const float> cos_sin = p.cos_sin + t * p.n_pairs * 2;
   for (int i = ThreadId(); i < p.n_heads * p.n_pairs; i += kBlock) {
@@ -92,21 +153,18 @@ LH_KERNEL(kBlock, 1) RopeKvWriteKernel(RopeKvWriteParams p) {
     const int h = i / p.n_pairs;
     const int pair = i % p.n_pairs;
     const Global<BF16> head = p.k + (t * p.k_stride + h * p.head_dim);
-    const Global<BF16> keys = Cast<BF16>(page_pool + h * p.head_stride_bytes) + slot_begin;
     const U32x2 rotated = RotatePair(head, pair, p.n_pairs, cos_sin);
-    keys[pair] = BF16{static_cast<uint16_t>(rotated.v[0])};
-    keys[pair + p.n_pairs] = BF16{static_cast<uint16_t>(rotated.v[1])};
-  }
-  for (int i = ThreadId(); i < p.n_kv_heads * p.head_dim; i += kBlock) {
-    const int h = i / p.head_dim;
-    const int d = i % p.head_dim;
-    const Global<uint8_t> head_pool = page_pool + h * p.head_stride_bytes;
-    const BF16 value = p.v[t * p.v_stride + i];
-    (Cast<BF16>(head_pool + p.head_stride_bytes / 2) + slot_begin)[d] = value;
-    if (d >= 2 * p.n_pairs) {
-      const BF16 key = p.k[t * p.k_stride + i];
-      (Cast<BF16>(head_pool) + slot_begin)[d] = key;
+    if constexpr (!kIsFp8) {
+      const Global<BF16> keys = Cast<BF16>(page_pool + h * p.head_stride_bytes) + slot_begin;
+      keys[pair] = BF16{static_cast<uint16_t>(rotated.v[0])};
+      keys[pair + p.n_pairs] = BF16{static_cast<uint16_t>(rotated.v[1])};
     }
+  }
+  if constexpr (kIsFp8) {
+    SyncThreads();  // all of a row is rotated
+    StoreTokenF8(p, t, page_pool, static_cast<int>(position % kPageTokens));
+  } else {
+    StoreTokenRest(p, t, page_pool, slot_begin);
   }
 }
 
@@ -155,7 +213,8 @@ cudaError_t RopeKvWrite(const RopeKvWriteArgs& args, cudaStream_t stream) {
                  .grid = dim3(static_cast<unsigned>(n_tokens)),
                  .block = kBlock,
                  .stream = stream},
-                RopeKvWriteKernel, p);
+                kv.dtype == DType::kF8E4M3 ? RopeKvWriteKernel<F8E4M3> : RopeKvWriteKernel<BF16>,
+                p);
 }
 
 }  // namespace longhaul::cuda

@@ -8,8 +8,8 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/checked_math.h"
-#include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/head_dim.h"
+#include "kernels/cuda/kv_tiles.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/sample_passes.h"
 
@@ -22,6 +22,7 @@ constexpr int kRowTiles = 2;  // of 16 rows, per warp
 constexpr int kWarpRows = 16 * kRowTiles;
 constexpr int kBlockRows = kWarps * kWarpRows;
 constexpr int kKeyTiles = kTileKeys / 8;
+constexpr int kPlaces = 2;  // of the ring of key tiles
 constexpr int64_t kMostChunks = 128;
 constexpr int64_t kLeastChunkTiles = 8;
 
@@ -105,11 +106,15 @@ LH_DEVICE void CopyQueriesAsync(const LseParams& p, Shared<BF16> queries, int fi
   }
 }
 
-template <int kHeadDim>
-LH_DEVICE void CopyKeysAsync(const LseParams& p, Shared<BF16> keys, int tile, int kv_head) {
-  const int page = p.kv.pages[tile];
-  CopyTileAsync<kHeadDim, kTileKeys, kThreads>(keys, p.kv.Keys(page, kv_head),
-                                               p.n_keys - tile * kTileKeys, ThreadId());
+// The keys of tile `tile` as that piece of the ring; an empty group of copies behind tile_end.
+template <class Ring>
+LH_DEVICE void CopyKeysAsync(const LseParams& p, const Ring& ring, int tile, int tile_end,
+                             int kv_head) {
+  if (tile < tile_end) {
+    const int page = p.kv.pages[tile];
+    ring.CopyPage(tile, p.kv.Keys(page, kv_head), p.n_keys - tile * kTileKeys);
+  }
+  CopyAsyncCommit();
 }
 
 // Adds one tile to this lane's rows. `position`: of each row; -1 where there is none.
@@ -162,12 +167,13 @@ LH_DEVICE void StorePartials(const LseParams& p, int lane_row, const LaneLse (&f
 }
 
 // Grid [row blocks, n_chunks, KH].
-template <int kHeadDim>
+template <class T, int kHeadDim>
 LH_KERNEL(kThreads, 2)
 LseKernel(LseParams p) {
+  using Ring = TileRing<T, kHeadDim, kThreads>;
   SharedArena arena;
   Shared<BF16> queries = arena.Carve<BF16>(TileElements<kHeadDim>(kBlockRows));
-  Shared<BF16> key_tiles = arena.Carve<BF16>(2 * TileElements<kHeadDim>(kTileKeys));
+  const Ring ring(arena.Carve<uint8_t>(Ring::Bytes(kPlaces)), kPlaces);
   Shared<int32_t> last_position = arena.Carve<int32_t>(1);
   const int first_row = BlockX() * kBlockRows;
   const int chunk = BlockY();
@@ -197,21 +203,16 @@ LseKernel(LseParams p) {
   const int tile_end = std::min(tile_begin + p.chunk_tiles, last / kTileKeys + 1);
   if (tile_begin < tile_end) {
     CopyQueriesAsync<kHeadDim>(p, queries, first_row, kv_head);
-    CopyKeysAsync<kHeadDim>(p, key_tiles, tile_begin, kv_head);
-    CopyAsyncCommit();
+    for (int ahead = 0; ahead < ring.NAhead(); ++ahead) {
+      CopyKeysAsync(p, ring, tile_begin + ahead, tile_end, kv_head);
+    }
   }
   for (int tile = tile_begin; tile < tile_end; ++tile) {
-    const int stage = (tile - tile_begin) % 2;
-    CopyAsyncWait<0>();
-    SyncThreads();  // the tile is there, and nobody reads the other one any more
-    if (tile + 1 < tile_end) {
-      CopyKeysAsync<kHeadDim>(p, key_tiles + (1 - stage) * TileElements<kHeadDim>(kTileKeys),
-                              tile + 1, kv_head);
-      CopyAsyncCommit();
-    }
+    ring.Wait(tile);
+    CopyKeysAsync(p, ring, tile + ring.NAhead(), tile_end, kv_head);
     float scores[kRowTiles][kKeyTiles][4];
     ComputeScores<kHeadDim>(scores, queries + WarpId() * TileElements<kHeadDim>(kWarpRows),
-                            key_tiles + stage * TileElements<kHeadDim>(kTileKeys));
+                            ring.Tile(tile));
     AddTile(p, scores, tile * kTileKeys, position, full, local);
   }
 
@@ -286,22 +287,23 @@ int64_t SampleLseScratchBytes(int64_t n_heads, int64_t n_rows, int64_t n_keys) {
 }
 
 cudaError_t SampleLse(const SampleLseArgs& args, std::byte* scratch, cudaStream_t stream) {
-  LH_CHECK(args.kv.dtype == DType::kBF16 && args.q.stride(0) % 8 == 0);
+  LH_CHECK(IsKvTypeOfKernels(args.kv) && args.q.stride(0) % 8 == 0);
   LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
   LseParams p = MakeParams(args);
   p.partials = reinterpret_cast<float*>(scratch);
   const dim3 grid(static_cast<unsigned>(CeilDiv(int64_t{p.n_rows} * p.group, kBlockRows)),
                   static_cast<unsigned>(p.n_chunks), static_cast<unsigned>(args.kv.n_kv_heads));
-  const cudaError_t error = WithHeadDim(args.kv.head_dim, [&]<int kHeadDim>() {
-    constexpr int kSmemBytes = CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockRows)) +
-                               CarvedBytes<BF16>(2 * TileElements<kHeadDim>(kTileKeys)) +
-                               CarvedBytes<int32_t>(1);
+  const cudaError_t error = WithKv(args.kv, [&]<class T, int kHeadDim>() {
+    constexpr int kSmemBytes =
+        CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockRows)) +
+        CarvedBytes<uint8_t>(TileRing<T, kHeadDim, kThreads>::Bytes(kPlaces)) +
+        CarvedBytes<int32_t>(1);
     return Launch({.name = "sample lse",
                    .grid = grid,
                    .block = kThreads,
                    .smem_bytes = kSmemBytes,
                    .stream = stream},
-                  LseKernel<kHeadDim>, p);
+                  LseKernel<T, kHeadDim>, p);
   });
   if (error != cudaSuccess) return error;
   const int64_t n_merged = 2 * args.q.dim(1) * args.n_rows;

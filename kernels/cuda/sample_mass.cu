@@ -11,8 +11,8 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/checked_math.h"
-#include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/head_dim.h"
+#include "kernels/cuda/kv_tiles.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/sample_passes.h"
 
@@ -232,8 +232,28 @@ LH_DEVICE void StoreZeros(const MassParams& p, int kv_head, int first_head, int 
   }
 }
 
+// The keys of a page as a tile. fp8 goes through registers: there is one load per block, and
+// nothing to do meanwhile.
+template <class T, int kHeadDim>
+LH_DEVICE void LoadPage(Shared<BF16> tile, Global<const uint8_t> from, int n_valid) {
+  if constexpr (!kIsFp8<T>) {
+    CopyTileAsync<kHeadDim, kTileKeys, kThreads>(tile, from, n_valid, ThreadId());
+  } else {
+    constexpr int kPieces = kHeadDim / 8;  // of 8 bytes, in a row
+    for (int piece = ThreadId(); piece < kTileKeys * kPieces; piece += kThreads) {
+      const int row = piece / kPieces;
+      U32x4 wide = {};
+      if (row < n_valid) {
+        const uint8_t scale = from[kTileKeys * kHeadDim + row];
+        wide = WidenFp8x8(LoadVec<U32x2>(from + piece * 8), scale);
+      }
+      StoreVec(tile + (piece * 8 + row * kTilePad), wide);
+    }
+  }
+}
+
 // The keys of the block through `tiles` into the registers of the warps that own them.
-template <int kHeadDim>
+template <class T, int kHeadDim>
 LH_DEVICE void LoadKeys(const MassParams& p, int kv_head, int first_key, Shared<BF16> tiles,
                         uint32_t (&keys)[kHeadDim / 16][kKeyRowTiles][4]) {
   LH_UNROLL
@@ -241,8 +261,8 @@ LH_DEVICE void LoadKeys(const MassParams& p, int kv_head, int first_key, Shared<
     const int page = first_key / kTileKeys + i;
     const int n_valid = p.n_keys - page * kTileKeys;
     const int page_id = p.kv.pages[std::min(page, p.n_pages - 1)];
-    CopyTileAsync<kHeadDim, kTileKeys, kThreads>(tiles + i * TileElements<kHeadDim>(kTileKeys),
-                                                 p.kv.Keys(page_id, kv_head), n_valid, ThreadId());
+    LoadPage<T, kHeadDim>(tiles + i * TileElements<kHeadDim>(kTileKeys),
+                          p.kv.Keys(page_id, kv_head), n_valid);
   }
   CopyAsyncCommit();
   CopyAsyncWait<0>();
@@ -269,7 +289,7 @@ LH_DEVICE bool IsCounted(const MassParams& p, int first_key) {
 }
 
 // Grid [ceil(N / kBlockKeys), kv heads of the round].
-template <int kHeadDim>
+template <class T, int kHeadDim>
 LH_KERNEL(kThreads, 3)
 MassKernel(MassParams p) {
   SharedArena arena;
@@ -292,7 +312,7 @@ MassKernel(MassParams p) {
   }
 
   uint32_t keys[kHeadDim / 16][kKeyRowTiles][4];
-  LoadKeys<kHeadDim>(p, kv_head, first_key, tiles, keys);
+  LoadKeys<T, kHeadDim>(p, kv_head, first_key, tiles, keys);
   SyncThreads();  // the keys are in registers; their place is free
 
   CopyItemAsync<kHeadDim>(p, kv_head, item, tiles, infos);
@@ -345,7 +365,7 @@ int64_t KvHeadsOfRound(int64_t n_kv_heads, int64_t kv_head_bytes) {
   return std::clamp<int64_t>(kRoundBytes / kv_head_bytes, 1, n_kv_heads);
 }
 
-template <int kHeadDim>
+template <class T, int kHeadDim>
 cudaError_t LaunchMass(const MassParams& p, int64_t n_kv_heads, cudaStream_t stream) {
   constexpr int kSmemBytes = CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockKeys)) +
                              CarvedBytes<RowInfo>(2 * kItemRows) +
@@ -356,7 +376,7 @@ cudaError_t LaunchMass(const MassParams& p, int64_t n_kv_heads, cudaStream_t str
                  .block = kThreads,
                  .smem_bytes = kSmemBytes,
                  .stream = stream},
-                MassKernel<kHeadDim>, p);
+                MassKernel<T, kHeadDim>, p);
 }
 
 cudaError_t LaunchBands(const MassParams& p, int64_t n_kv_heads, cudaStream_t stream) {
@@ -407,7 +427,7 @@ int64_t SampleMassScratchBytes(int64_t n_heads, int64_t group, int64_t n_voting,
 }
 
 cudaError_t SampleMass(const SampleMassArgs& args, std::byte* scratch, cudaStream_t stream) {
-  LH_CHECK(args.kv.dtype == DType::kBF16 && args.q.stride(0) % 8 == 0);
+  LH_CHECK(IsKvTypeOfKernels(args.kv) && args.q.stride(0) % 8 == 0);
   LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
   const bool bands = !args.band_mass.empty();
   MassParams p = MakeParams(args);
@@ -420,8 +440,8 @@ cudaError_t SampleMass(const SampleMassArgs& args, std::byte* scratch, cudaStrea
     const int64_t n = std::min(round, n_kv_heads - begin);
     p.kv_head_begin = static_cast<int32_t>(args.kv_head_begin + begin);
     p.out_begin = static_cast<int32_t>(begin * p.group);
-    cudaError_t error = WithHeadDim(
-        args.kv.head_dim, [&]<int kHeadDim>() { return LaunchMass<kHeadDim>(p, n, stream); });
+    cudaError_t error = WithKv(
+        args.kv, [&]<class T, int kHeadDim>() { return LaunchMass<T, kHeadDim>(p, n, stream); });
     if (error == cudaSuccess && bands) error = LaunchBands(p, n, stream);
     if (error != cudaSuccess) return error;
   }

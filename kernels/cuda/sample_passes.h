@@ -1,5 +1,5 @@
 // The two passes over the sampled rows on the device: SampleLse and SampleMass of args.h, by tensor
-// cores. bf16 queries and keys, f32 scores and sums; head_dim 64, 80, 96 or 128. The same call
+// cores. bf16 queries, keys in bf16 or fp8, f32 scores and sums; head_dim 64, 80, 96 or 128. The same call
 // gives the same bits, whatever the order of the blocks: no floating-point atomics.
 //
 // Host entry points: they enqueue kernels on `stream` and return at once. They allocate nothing;

@@ -35,6 +35,7 @@ struct BatchShape {
   int32_t n_kv_heads = 1;
   int32_t head_dim = 64;
   int64_t window = 0;
+  DType kv_dtype = DType::kBF16;
 };
 
 class Batch {
@@ -53,7 +54,8 @@ class Batch {
       const ProblemShape sequence = {.q_begin = length - 1,
                                      .n_heads = shape.n_heads,
                                      .n_kv_heads = shape.n_kv_heads,
-                                     .head_dim = shape.head_dim};
+                                     .head_dim = shape.head_dim,
+                                     .kv_dtype = shape.kv_dtype};
       sequences_.emplace_back(sequence, static_cast<uint64_t>(20 + sequences_.size()));
       kvs_.push_back(sequences_.back().kv());
       device_kvs_.push_back(sequences_.back().device_kv());
@@ -135,6 +137,19 @@ TEST(AttendDecode, HeadDimsGroupsAndLengths) {
                    << "head_dim " << shape.head_dim << ", " << n_multiprocessors << " processors");
       Batch(shape).Check(n_multiprocessors);
     }
+  }
+}
+
+TEST(AttendDecode, Fp8Cache) {
+  const BatchShape shapes[] = {
+      {.lengths = {1, 64, 65, 17, 130}, .n_heads = 4},
+      {.lengths = {63, 3, 200}, .n_heads = 3, .head_dim = 80, .window = 70},
+      {.lengths = {330, 1, 77}, .n_heads = 16, .n_kv_heads = 2, .head_dim = 128},
+  };
+  for (BatchShape shape : shapes) {
+    SCOPED_TRACE(::testing::Message() << "head_dim " << shape.head_dim);
+    shape.kv_dtype = DType::kF8E4M3;
+    Batch(shape).Check(/*n_multiprocessors=*/2, /*n_seeds=*/2);
   }
 }
 

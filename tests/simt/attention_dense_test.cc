@@ -117,6 +117,20 @@ TEST(AttendDense, HeadDimsGroupsAndTails) {
   }
 }
 
+TEST(AttendDense, Fp8Cache) {
+  const ProblemShape shapes[] = {
+      {.n_tokens = 1, .q_begin = 0, .n_heads = 1, .n_kv_heads = 1, .head_dim = 64},
+      {.n_tokens = 3, .q_begin = 125, .n_heads = 6, .n_kv_heads = 2, .head_dim = 128},
+      {.n_tokens = 17, .q_begin = 191, .n_heads = 3, .n_kv_heads = 1, .head_dim = 80},
+      {.n_tokens = 129, .q_begin = 80, .n_heads = 1, .n_kv_heads = 1, .head_dim = 96},
+  };
+  for (ProblemShape shape : shapes) {
+    shape.kv_dtype = DType::kF8E4M3;
+    SCOPED_TRACE(shape.Name());
+    Problem(shape).Check(kOneMultiprocessor, /*n_seeds=*/2);
+  }
+}
+
 TEST(AttendDense, WindowsOnAndOffPageBorders) {
   const ProblemShape shape = {
       .n_tokens = 113, .q_begin = 150, .n_heads = 4, .n_kv_heads = 2, .head_dim = 64};

@@ -114,6 +114,23 @@ TEST(AttentionSparseDeviceTest, EveryStripeWidthGatheredAndCopied) {
   }
 }
 
+TEST(AttentionSparseDeviceTest, Fp8Cache) {
+  for (const int32_t head_dim : {64, 80, 128}) {
+    for (const int64_t width : {1, 16}) {
+      ExpectMatches({{.n_tokens = 35,
+                      .q_begin = 203,
+                      .n_heads = 4,
+                      .head_dim = head_dim,
+                      .kv_dtype = DType::kF8E4M3},
+                     {20, 64},
+                     width,
+                     0.3,
+                     head_dim == 80 ? 0.5 : 0.0},
+                    kGather, kHopper, 2);
+    }
+  }
+}
+
 // Room for the copies of one head of two.
 TEST(AttentionSparseDeviceTest, CopiesOfSomeHeads) {
   ExpectMatches({{.n_tokens = 20, .q_begin = 300, .n_heads = 2}, {20, 64}, 1, 0.3}, {.n_keys = 128},

@@ -1,4 +1,4 @@
-// A random attention problem twice: as f32 queries and bf16 pages for kernels/ref, and the same
+// A random attention problem twice: as f32 queries and pages for kernels/ref, and the same
 // numbers in device memory.
 #pragma once
 
@@ -22,6 +22,7 @@ struct ProblemShape {
   int32_t n_kv_heads = 1;
   int32_t head_dim = 64;
   float q_gain = 1.0f;  // larger: sharper softmax
+  DType kv_dtype = DType::kBF16;
 
   int64_t n_keys() const { return q_begin + n_tokens; }
   std::string Name() const {
@@ -29,7 +30,7 @@ struct ProblemShape {
       return std::to_string(n);
     };  // nvcc cannot compile fmt::format
     return "T" + text(n_tokens) + " at " + text(q_begin) + " H" + text(n_heads) + "/" +
-           text(n_kv_heads) + " D" + text(head_dim);
+           text(n_kv_heads) + " D" + text(head_dim) + " " + std::string(DTypeName(kv_dtype));
   }
 };
 
@@ -67,7 +68,7 @@ class DeviceProblem {
  public:
   DeviceProblem(const ProblemShape& shape, uint64_t seed)
       : shape_(shape),
-        kv_(shape.n_kv_heads, shape.head_dim, shape.n_keys(), DType::kBF16, seed),
+        kv_(shape.n_kv_heads, shape.head_dim, shape.n_keys(), shape.kv_dtype, seed),
         row_((shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim) {
     kv_.Fill(seed + 1);
     Random random(seed + 2);

@@ -38,6 +38,11 @@ const Case kCases[] = {
      17,
      3},
     {{.n_tokens = 129, .q_begin = 511, .n_heads = 4, .head_dim = 128}, {64, 128}, 48, 16},
+    {{.n_tokens = 70, .q_begin = 90, .n_heads = 4, .kv_dtype = DType::kF8E4M3}, {64, 64}, 20, 5},
+    {{.n_tokens = 3, .q_begin = 190, .n_heads = 2, .head_dim = 80, .kv_dtype = DType::kF8E4M3},
+     {3, 64},
+     2,
+     1},
     {{.n_tokens = 90, .q_begin = 38, .n_heads = 3, .head_dim = 96}, {0, 64}, 67, 1},
 };
 

@@ -251,34 +251,22 @@ TEST(AsyncCopies, ZeroWhereNotValid) {
 }
 
 TEST(Conversions, Fp8) {
-  // By the format's definition.
-  const auto decode = [](int bits) {
-    const int exponent = bits >> 3 & 15;
-    const int mantissa = bits & 7;
-    const double magnitude =
-        exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
-    return static_cast<float>((bits & 0x80) != 0 ? -magnitude : magnitude);
-  };
-  for (int bits = 0; bits < 256; ++bits) {
-    if ((bits & 0x7f) == 0x7f) continue;  // NaN
-    const auto byte = static_cast<uint8_t>(bits);
-    EXPECT_EQ(Fp8ToFloat(byte), decode(bits)) << bits;
-    EXPECT_EQ(FloatToFp8(decode(bits)), byte) << bits;
-    uint32_t pairs[2];
-    Fp8x4ToBf16x4(static_cast<uint32_t>(bits) << 16 | 0x38u, pairs);
-    EXPECT_EQ(Bf16Low(pairs[0]), 1.0f);
-    EXPECT_EQ(Bf16Low(pairs[1]), decode(bits));
+  for (const int scale : {130, 200, 247, 254}) {
+    for (uint32_t bits = 0; bits < 256; ++bits) {
+      const U32x2 bytes{{bits | 0x38u << 8 | bits << 24, 0x01u << 16 | bits << 24}};
+      const U32x4 wide = WidenFp8x8(bytes, static_cast<uint8_t>(scale));
+      const float factor = RowFactorF8(static_cast<uint8_t>(scale));
+      const float x = ToF32(F8E4M3{static_cast<uint8_t>(bits)}) * factor;
+      const float expected[] = {x, factor, 0, x, 0, 0, 0x1p-9f * factor, x};
+      for (size_t i = 0; i < 8; ++i) {
+        const uint32_t pair = wide.v[i / 2];
+        EXPECT_EQ(i % 2 == 0 ? Bf16Low(pair) : Bf16High(pair), expected[i]) << bits << ' ' << i;
+      }
+    }
   }
-  // To nearest, ties to even: halfway between two neighbours of any magnitude.
-  for (int bits = 0; bits < 0x7e; ++bits) {
-    const float middle = (decode(bits) + decode(bits + 1)) / 2;
-    EXPECT_EQ(FloatToFp8(middle), bits % 2 == 0 ? bits : bits + 1) << bits;
-    EXPECT_EQ(FloatToFp8(std::nextafter(middle, 0.0f)), bits) << bits;
-    EXPECT_EQ(FloatToFp8(-std::nextafter(middle, 1000.0f)), 0x80 | (bits + 1)) << bits;
-  }
-  EXPECT_EQ(FloatToFp8(1e9f), 0x7e);
-  EXPECT_EQ(FloatToFp8(-std::numeric_limits<float>::infinity()), 0xfe);
-  EXPECT_EQ(FloatToFp8(std::numeric_limits<float>::quiet_NaN()) & 0x7f, 0x7f);
+  const U32x4 unwritten = WidenFp8x8(U32x2{{0, 0x80u}}, 255);
+  EXPECT_EQ(Bf16Low(unwritten.v[0]), 0.0f);
+  EXPECT_EQ(Bf16Low(unwritten.v[2]), 0.0f);
 }
 
 TEST(Conversions, OrderedFloats) {

@@ -322,5 +322,12 @@ inline float ReciprocalApprox(float x) { return 1.0f / x; }
 inline uint32_t PackBf16(float low, float high) {
   return uint32_t{ToBF16(low).bits} | uint32_t{ToBF16(high).bits} << 16;
 }
+inline uint32_t MulBf16x2(uint32_t a, uint32_t b) {
+  const auto product = [&](int shift) {
+    return ToF32(BF16{static_cast<uint16_t>(a >> shift)}) *
+           ToF32(BF16{static_cast<uint16_t>(b >> shift)});
+  };
+  return PackBf16(product(0), product(16));
+}
 
 }  // namespace longhaul::cuda
