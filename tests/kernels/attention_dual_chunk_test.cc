@@ -3,14 +3,11 @@
 
 #include <algorithm>
 
-#include "kernels/cpu/attention.h"
-#include "kernels/ref/ref_ops.h"
-#include "tests/kernels/attention_cpu_fixture.h"
+#include "tests/kernels/attention_cpu_compare.h"
 
 namespace longhaul {
 namespace {
 
-using testing_attention::ExpectClose;
 using testing_attention::FillRandomPlan;
 using testing_attention::Name;
 using testing_attention::PlanStorage;
@@ -18,7 +15,6 @@ using testing_attention::Problem;
 using testing_attention::ProblemShape;
 using testing_attention::Tensor;
 
-constexpr float kTolerance = 2e-5f;
 constexpr int64_t kChunkTokens = 128;
 
 // Rows from the second chunk into the fourth; borders inside row blocks.
@@ -52,33 +48,20 @@ struct DualProblem {
   Tensor far{problem.shape().n_tokens, problem.shape().n_heads, problem.shape().head_dim};
 };
 
-class AttentionDualChunkTest : public ::testing::Test {
- protected:
-  ThreadPool pool_{2};
-  CpuAttention attention_{&pool_};
-};
+using AttentionDualChunkTest = testing_attention::AttentionAgainstRef;
 
 TEST_F(AttentionDualChunkTest, Dense) {
   for (const ProblemShape& shape : kShapes) {
     SCOPED_TRACE(Name(shape));
     DualProblem p(shape);
-    Tensor out({shape.n_tokens, shape.n_heads, shape.head_dim}),
-        lse({shape.n_tokens, shape.n_heads});
-    Tensor expected({shape.n_tokens, shape.n_heads, shape.head_dim});
-    Tensor expected_lse({shape.n_tokens, shape.n_heads});
-    AttendDenseArgs args{.q = p.problem.q(),
-                         .dual = p.dual(),
-                         .q_begin = shape.q_begin,
-                         .kv = p.problem.kv(),
-                         .scale = p.problem.scale(),
-                         .out = expected.view(),
-                         .lse = expected_lse.view()};
-    ref::AttendDense(args);
-    args.out = out.view();
-    args.lse = lse.view();
-    attention_.AttendDense(args);
-    ExpectClose(out, expected, kTolerance);
-    ExpectClose(lse, expected_lse, kTolerance);
+    ExpectDense({.q = p.problem.q(),
+                 .dual = p.dual(),
+                 .q_begin = shape.q_begin,
+                 .kv = p.problem.kv(),
+                 .scale = p.problem.scale(),
+                 .out = {},
+                 .lse = {}},
+                /*with_lse=*/true);
   }
 }
 
@@ -90,16 +73,11 @@ TEST_F(AttentionDualChunkTest, Decode) {
     const int64_t lengths[] = {128, 257, shape.q_begin + shape.n_tokens};
     std::vector<KvView> kvs(3, p.problem.kv());
     for (int b = 0; b < 3; ++b) kvs[b].n_tokens = lengths[b];
-    Tensor out({3, shape.n_heads, shape.head_dim}), expected({3, shape.n_heads, shape.head_dim});
-    AttendDecodeArgs args{.q = p.problem.q().Slice(0, 3),
-                          .dual = p.dual().Slice(0, 3),
-                          .kvs = kvs.data(),
-                          .scale = p.problem.scale(),
-                          .out = expected.view()};
-    ref::AttendDecode(args);
-    args.out = out.view();
-    attention_.AttendDecode(args);
-    ExpectClose(out, expected, kTolerance);
+    ExpectDecode({.q = p.problem.q().Slice(0, 3),
+                  .dual = p.dual().Slice(0, 3),
+                  .kvs = kvs.data(),
+                  .scale = p.problem.scale(),
+                  .out = {}});
   }
 }
 
@@ -108,48 +86,31 @@ TEST_F(AttentionDualChunkTest, SamplePasses) {
     SCOPED_TRACE(Name(shape));
     DualProblem p(shape);
     const int32_t rows[] = {0, 5, 17, 69, 33};
-    const int64_t n_keys = p.problem.n_keys();
     const LocalPattern local{.sink = 5, .window = 64};
-    Tensor full({shape.n_heads, 5}), near({shape.n_heads, 5});
-    Tensor expected_full({shape.n_heads, 5}), expected_near({shape.n_heads, 5});
-    SampleLseArgs lse{.q = p.problem.q(),
+    const Tensor lse_full = ExpectSampleLse({.q = p.problem.q(),
+                                             .dual = p.dual(),
+                                             .q_begin = shape.q_begin,
+                                             .kv = p.problem.kv(),
+                                             .scale = p.problem.scale(),
+                                             .local = local,
+                                             .rows = rows,
+                                             .n_rows = 5,
+                                             .lse_full = {},
+                                             .lse_local = {}});
+    ExpectSampleMass({.q = p.problem.q(),
                       .dual = p.dual(),
                       .q_begin = shape.q_begin,
                       .kv = p.problem.kv(),
                       .scale = p.problem.scale(),
                       .local = local,
                       .rows = rows,
-                      .n_rows = 5,
-                      .lse_full = expected_full.view(),
-                      .lse_local = expected_near.view()};
-    ref::SampleLse(lse);
-    lse.lse_full = full.view();
-    lse.lse_local = near.view();
-    attention_.SampleLse(lse);
-    ExpectClose(full, expected_full, kTolerance);
-    ExpectClose(near, expected_near, kTolerance);
-
-    Tensor sum({shape.n_heads, n_keys}), max({shape.n_heads, n_keys});
-    Tensor expected_sum({shape.n_heads, n_keys}), expected_max({shape.n_heads, n_keys});
-    SampleMassArgs mass{.q = p.problem.q(),
-                        .dual = p.dual(),
-                        .q_begin = shape.q_begin,
-                        .kv = p.problem.kv(),
-                        .scale = p.problem.scale(),
-                        .local = local,
-                        .rows = rows,
-                        .n_voting = 4,
-                        .kv_head_begin = 0,
-                        .kv_head_end = shape.n_kv_heads,
-                        .lse_full = expected_full.view(),
-                        .mass_sum = expected_sum.view(),
-                        .mass_max = expected_max.view()};
-    ref::SampleMass(mass);
-    mass.mass_sum = sum.view();
-    mass.mass_max = max.view();
-    attention_.SampleMass(mass);
-    ExpectClose(sum, expected_sum, kTolerance);
-    ExpectClose(max, expected_max, kTolerance);
+                      .n_voting = 4,
+                      .kv_head_begin = 0,
+                      .kv_head_end = shape.n_kv_heads,
+                      .lse_full = lse_full.view(),
+                      .mass_sum = {},
+                      .mass_max = {}},
+                     /*with_bands=*/false);
   }
 }
 
@@ -160,24 +121,14 @@ TEST_F(AttentionDualChunkTest, Sparse) {
     PlanStorage storage(shape.n_heads, p.problem.n_keys(), 8);
     storage.plan.local = {.sink = 64, .window = 64};
     FillRandomPlan(storage, p.problem, 0.4, 0.2, p.problem.random());
-    Tensor out({shape.n_tokens, shape.n_heads, shape.head_dim}),
-        lse({shape.n_tokens, shape.n_heads});
-    Tensor expected({shape.n_tokens, shape.n_heads, shape.head_dim});
-    Tensor expected_lse({shape.n_tokens, shape.n_heads});
-    AttendSparseArgs args{.q = p.problem.q(),
-                          .dual = p.dual(),
-                          .q_begin = shape.q_begin,
-                          .kv = p.problem.kv(),
-                          .scale = p.problem.scale(),
-                          .plan = storage.plan,
-                          .out = expected.view(),
-                          .lse = expected_lse.view()};
-    ref::AttendSparse(args);
-    args.out = out.view();
-    args.lse = lse.view();
-    attention_.AttendSparse(args);
-    ExpectClose(out, expected, kTolerance);
-    ExpectClose(lse, expected_lse, kTolerance);
+    ExpectSparse({.q = p.problem.q(),
+                  .dual = p.dual(),
+                  .q_begin = shape.q_begin,
+                  .kv = p.problem.kv(),
+                  .scale = p.problem.scale(),
+                  .plan = storage.plan,
+                  .out = {},
+                  .lse = {}});
   }
 }
 
