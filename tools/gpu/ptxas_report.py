@@ -14,7 +14,7 @@ import sys
 COMPILING = re.compile(r"Compiling entry function '(\S+)' for '(sm_\w+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
-SERIALIZED = re.compile(r"wgmma\.mma_async instructions are serialized due to .*? in the function")
+SERIALIZED = re.compile(r"wgmma\.mma_async instructions are serialized due to [^'\n]*")
 
 
 def read_kernels(folder):
