@@ -42,11 +42,15 @@ absl::Status CheckInt(std::string_view field, int64_t value, int64_t low, int64_
 // Sampled rows of an epoch of n_q tokens: n for a whole one, fewer in proportion for a short one,
 // whose pattern serves fewer rows and would otherwise cost as much to choose. At 128K keys choosing
 // for 1024 rows took longer than attending.
-int64_t RowsOfEpoch(int64_t n, int64_t n_q) {
+int64_t RowsOfEpoch(int64_t n, int64_t n_q, int64_t n_least) {
   constexpr int64_t kWholeEpochTokens = 4096;
-  constexpr int64_t kLeast = 8;  // of each kind: so few still find what several rows share
-  return std::min(n, std::max(kLeast, CeilDiv(n * n_q, kWholeEpochTokens)));
+  return std::min(n, std::max(n_least, CeilDiv(n * n_q, kWholeEpochTokens)));
 }
+
+// So few still find what several rows share.
+constexpr int64_t kLeastVotingRows = 16;
+constexpr int64_t kLeastTailRows = 8;
+constexpr int64_t kLeastAuditRows = 8;
 
 // Spreads the bits of x evenly (the finalizer of splitmix64).
 uint64_t Mix(uint64_t x) {
@@ -200,9 +204,9 @@ EpochPolicy ResolveEpoch(const SparseOptions& options, int64_t q_begin, int64_t 
       break;
     default:
       n_enough = n_even + n_tail + n_audit;
-      n_even = RowsOfEpoch(n_even, n_q);
-      n_tail = RowsOfEpoch(n_tail, n_q);
-      n_audit = RowsOfEpoch(n_audit, n_q);
+      n_even = RowsOfEpoch(n_even, n_q, kLeastVotingRows);
+      n_tail = RowsOfEpoch(n_tail, n_q, kLeastTailRows);
+      n_audit = RowsOfEpoch(n_audit, n_q, kLeastAuditRows);
       policy.sample = true;
       policy.bands = true;
       policy.keep_max = options.keep_max;

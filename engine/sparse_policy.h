@@ -36,10 +36,10 @@ struct SparseOptions {
   SparseMode mode = SparseMode::kAuto;
   float alpha = 0.95f;             // target share of softmax mass, (0, 1]; 1 = equal to dense
   int64_t sink = 64;               // keys
-  int64_t window = 1024;           // keys; a multiple of 64
+  int64_t window = 128;            // keys; a multiple of 64
   int64_t stripe_width = 1;        // 1, 8, 16 or 64 keys
-  int64_t sampled_rows = 32;       // equidistant voting rows per 4096 tokens
-  int64_t tail_rows = 16;          // voting rows at the end of an epoch of 4096
+  int64_t sampled_rows = 48;       // equidistant voting rows per 4096 tokens
+  int64_t tail_rows = 0;           // voting rows at the end of an epoch of 4096
   int64_t audit_rows = 16;         // rows that never vote and measure recall
   float keep_max = 0.25f;          // a key with this share of any voting row is always kept
   float recall_floor = 0.85f;      // mean audit recall of a head below which its epoch is repaired

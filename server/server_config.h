@@ -47,10 +47,10 @@ struct ServerConfig {
   std::string sparse_mode = "auto";
   double sparse_alpha = 0.95;
   int64_t sparse_sink = 64;
-  int64_t sparse_window = 1024;
+  int64_t sparse_window = 128;
   int64_t sparse_stripe_width = 1;
-  int64_t sparse_rows = 32;
-  int64_t sparse_tail_rows = 16;
+  int64_t sparse_rows = 48;
+  int64_t sparse_tail_rows = 0;
   int64_t sparse_audit_rows = 16;
   double sparse_keep_max = 0.25;
   double sparse_recall_floor = 0.85;

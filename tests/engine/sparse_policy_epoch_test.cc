@@ -143,9 +143,10 @@ TEST(ResolveEpochTest, Adaptive) {
   const EpochPolicy policy = ResolveEpoch(Mode(SparseMode::kSample), 8192, 4096);
   EXPECT_FALSE(policy.dense);
   EXPECT_TRUE(policy.sample && policy.bands);
+  EXPECT_EQ(policy.local.window, 128);
   EXPECT_EQ(policy.n_voting, 48);
-  EXPECT_EQ(policy.rows[47], 4095);
-  EXPECT_EQ(policy.rows[32], 4080);
+  EXPECT_EQ(policy.rows[0], 42);
+  EXPECT_EQ(policy.rows[47], 4053);
   EXPECT_EQ(policy.scope, MassScope::kRemote);
   EXPECT_FLOAT_EQ(policy.keep_max, 0.25f);
   EXPECT_FLOAT_EQ(policy.recall_floor, 0.85f);
@@ -154,7 +155,8 @@ TEST(ResolveEpochTest, Adaptive) {
   EXPECT_NE(ResolveEpoch(Mode(SparseMode::kSample), 12288, 4096).rows, policy.rows);
 }
 
-// Fewer rows for a short epoch, in proportion; never below 8 of a kind, or what was asked for.
+// Fewer rows for a short epoch, in proportion; never below 16 that vote and 8 of the other kinds,
+// or what was asked for.
 TEST(ResolveEpochTest, RowsOfShortEpochs) {
   const auto n_rows = [](const SparseOptions& options, int64_t n_q) {
     const EpochPolicy policy = ResolveEpoch(options, 1 << 17, n_q);
@@ -166,7 +168,9 @@ TEST(ResolveEpochTest, RowsOfShortEpochs) {
   EXPECT_EQ(n_rows(options, 2048), std::pair(int64_t{24}, int64_t{32}));
   EXPECT_EQ(n_rows(options, 1000), std::pair(int64_t{16}, int64_t{24}));
   options.tail_rows = 2;
-  EXPECT_EQ(n_rows(options, 1000), std::pair(int64_t{10}, int64_t{18}));
+  EXPECT_EQ(n_rows(options, 1000), std::pair(int64_t{18}, int64_t{26}));
+  options.sampled_rows = 5;
+  EXPECT_EQ(n_rows(options, 1000), std::pair(int64_t{7}, int64_t{15}));
 }
 
 TEST(ResolveEpochTest, Paper) {
@@ -184,7 +188,7 @@ TEST(ResolveEpochTest, Paper) {
 TEST(ResolveEpochTest, Streaming) {
   const EpochPolicy policy = ResolveEpoch(Mode(SparseMode::kStreaming), 8192, 2048);
   EXPECT_FALSE(policy.dense || policy.sample);
-  EXPECT_EQ(policy.local.window, 1024);
+  EXPECT_EQ(policy.local.window, 128);
   EXPECT_EQ(policy.recall_floor, 0.0f);
 }
 
@@ -229,8 +233,8 @@ TEST(SparseOptionsTest, CheckModel) {
 TEST(ResolveEpochTest, WhenDense) {
   EXPECT_TRUE(ResolveEpoch(Mode(SparseMode::kDense), 1 << 20, 2048).dense);
   SparseOptions options = Mode(SparseMode::kSample);
-  EXPECT_TRUE(ResolveEpoch(options, 0, 64 + 1024).dense);  // sink and window hold all
-  EXPECT_FALSE(ResolveEpoch(options, 0, 64 + 1025).dense);
+  EXPECT_TRUE(ResolveEpoch(options, 0, 64 + 128).dense);  // sink and window hold all
+  EXPECT_FALSE(ResolveEpoch(options, 0, 64 + 129).dense);
   EXPECT_TRUE(ResolveEpoch(options, 1 << 20, 63).dense);  // fewer rows than are sampled
   EXPECT_FALSE(ResolveEpoch(options, 1 << 20, 64).dense);
   options.alpha = 1.0f;
