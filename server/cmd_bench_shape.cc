@@ -130,14 +130,20 @@ double PerSecond(double amount, double seconds) { return seconds > 0 ? amount / 
 // Billions of operations per second.
 double Giga(double amount, double seconds) { return PerSecond(amount, seconds) * 1e-9; }
 
+// Tokens/s per TFLOP/s of the machine's f32 peak: nearly the same on a faster machine of the kind.
+double TokensPerTflop(const Report& report, const PrefillTiming& run) {
+  return PerSecond(static_cast<double>(run.n_tokens), run.seconds) /
+         (report.peaks.f32_gflops * 1e-3);
+}
+
 double OtherSeconds(double seconds, const OpProfile& ops) {
   return std::max(seconds - ops.linear_s - ops.AttentionSeconds() - ops.SelectionSeconds(), 0.0);
 }
 
 void PrintPrefills(const Report& report) {
   std::vector<std::vector<std::string>> rows = {
-      {"prompt tokens", "policy", "time", "tokens/s", "density", "linear", "GOP/s", "of peak",
-       "attention", "GFLOP/s", "of peak", "selection", "GFLOP/s", "of peak", "other"}};
+      {"prompt tokens", "policy", "time", "tokens/s", "per TFLOP/s", "density", "linear", "GOP/s",
+       "of peak", "attention", "GFLOP/s", "of peak", "selection", "GFLOP/s", "of peak", "other"}};
   for (const PrefillTiming& run : report.prefills) {
     const OpProfile& ops = run.ops;
     const double linear = Giga(ops.linear_flop, ops.linear_s);
@@ -148,6 +154,7 @@ void PrintPrefills(const Report& report) {
         {fmt::format("{}", run.n_tokens), std::string(SparseModeName(run.mode)),
          FormatDuration(run.seconds),
          fmt::format("{:.1f}", PerSecond(static_cast<double>(run.n_tokens), run.seconds)),
+         report.has_peaks ? fmt::format("{:.1f}", TokensPerTflop(report, run)) : "-",
          fmt::format("{:.2f} %{}", 100 * run.density, forced ? " forced" : ""),
          Percent(ops.linear_s, run.seconds), fmt::format("{:.0f}", linear),
          Percent(linear, report.linear_gflops), Percent(ops.AttentionSeconds(), run.seconds),
@@ -222,6 +229,7 @@ void PrintJson(const Report& report) {
     entry["mode"] = std::string(SparseModeName(run.mode));
     entry["seconds"] = run.seconds;
     entry["tokens_per_s"] = PerSecond(static_cast<double>(run.n_tokens), run.seconds);
+    if (report.has_peaks) entry["tokens_per_f32_tflop"] = TokensPerTflop(report, run);
     entry["density"] = run.density;
     entry["linear_gops"] = Giga(run.ops.linear_flop, run.ops.linear_s);
     entry["attention_gflops"] = Giga(run.attention_flop, run.ops.AttentionSeconds());

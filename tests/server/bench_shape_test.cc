@@ -110,6 +110,9 @@ TEST(BenchShape, ReportOfATinyModel) {
   ASSERT_EQ(report["prefill"].size(), 4u);
   for (const nlohmann::json& run : report["prefill"]) {
     EXPECT_GT(run["tokens_per_s"], 0) << run;
+    EXPECT_NEAR(
+        run["tokens_per_f32_tflop"].get<double>() * report["peak_f32_gflops"].get<double>() / 1000,
+        run["tokens_per_s"].get<double>(), 1e-6 * run["tokens_per_s"].get<double>());
     EXPECT_GT(run["linear_gops"], 0) << run;
     const double phases = run["linear_s"].get<double>() + run["attention_s"].get<double>() +
                           run["selection_s"].get<double>() + run["other_s"].get<double>();
