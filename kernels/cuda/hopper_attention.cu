@@ -21,7 +21,7 @@ namespace longhaul::cuda {
 namespace hopper {
 namespace {
 
-constexpr int kProducerRegisters = 24;  // 24 + 2 * 240 <= 65536 / 128
+constexpr int kProducerRegisters = 24;  // 24 + 2 * 240 = 3 * 168, with which 384 threads start
 constexpr int kConsumerRegisters = 240;
 constexpr int kMaxSharedBytes = 227 * 1024;
 

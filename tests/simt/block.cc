@@ -19,11 +19,11 @@ uint8_t BytesOfCell(const void* address, int n_bytes) {
   return reinterpret_cast<uintptr_t>(address) % kGlobalCellBytes == 0 ? 1 : 2;
 }
 
-constexpr int kRegistersOfBlock = 65536;
-
-// What a kernel of one block per multiprocessor starts with.
+// What each thread of a kernel of one block per multiprocessor starts with. Warps of the block may
+// hand them over, but it gets no others.
 int RegistersAtLaunch(int n_threads) {
-  return std::min(kRegistersOfBlock / n_threads / 8 * 8, 248);
+  constexpr int kRegistersOfMultiprocessor = 65536;
+  return std::min(kRegistersOfMultiprocessor / n_threads / 8 * 8, 248);
 }
 
 // The process is one device that runs one thread at a time.
@@ -119,9 +119,10 @@ void Block::CheckEnd() {
   }
   int n_registers = 0;
   for (const Warp& each : warps_) n_registers += 32 * each.n_registers;
-  if (n_registers > kRegistersOfBlock) {
-    throw Fault{fmt::format("the warps take {} registers, a block has {}: they would wait for ever",
-                            n_registers, kRegistersOfBlock)};
+  const int n_given = shape_.n_threads * RegistersAtLaunch(shape_.n_threads);
+  if (n_registers > n_given) {
+    throw Fault{fmt::format("the warps take {} registers, the block has {}: they wait for ever",
+                            n_registers, n_given)};
   }
 }
 

@@ -295,7 +295,7 @@ LH_KERNEL(384, 1) RegistersKernel(RegisterParams p) {
 TEST(Hopper, RegistersAreHandedOverAndNotMadeUp) {
   const std::pair<int, Matcher<std::string>> cases[] = {
       {0, IsEmpty()},
-      {1, HasSubstr("the warps take 82944 registers, a block has 65536")},
+      {1, HasSubstr("the warps take 82944 registers, the block has 64512")},
       {2, HasSubstr("16 registers: must be a multiple of 8 from 24 to 256")},
       {3, HasSubstr("decreases to 240 registers, of 168")},
   };
