@@ -278,6 +278,55 @@ TEST(CudaOpsTest, RopeTableAndKvWrite) {
   }
 }
 
+// Every row of the pages is the rounded row that the op left in its tensor, with its scale.
+TEST(CudaOpsTest, KvWriteInFp8) {
+  const std::unique_ptr<Backend> backend = CreateCudaBackend().value();
+  for (const int32_t head_dim : {64, 80, 128}) {
+    const KvLayout layout{
+        .n_layers = 2, .n_kv_heads = 2, .head_dim = head_dim, .dtype = DType::kF8E4M3};
+    const int64_t n_columns = 6 * head_dim;
+    const DeviceTensor qkv(*backend, DType::kBF16, {3, n_columns}, RandomValues(3 * n_columns, 15));
+    std::vector<uint8_t> pool(2 * layout.PageBytes());
+    const Buffer device_pool = UploadArray(*backend, pool);
+    const std::vector<int32_t> pages = {1, 0};
+    const Buffer device_pages = UploadArray(*backend, pages);
+    const KvView kv =
+        layout.View(device_pool.data(), static_cast<const int32_t*>(device_pages.data()), 66, 1);
+    const Buffer kvs_copy = UploadArray<KvView>(*backend, {kv});
+    const Buffer positions = UploadArray<int64_t>(*backend, {63, 64, 65});
+    const int64_t n_pairs = head_dim / 2;
+    const DeviceTensor cos_sin(*backend, DType::kF32, {3, n_pairs, 2},
+                               RandomValues(3 * head_dim, 17));
+    const auto heads = [&](int64_t begin) {
+      return qkv.view.Columns(begin * head_dim, (begin + 2) * head_dim).SplitColumns(2, head_dim);
+    };
+    backend->RopeKvWrite({.q = heads(0),
+                          .k = heads(2),
+                          .v = heads(4),
+                          .cos_sin = cos_sin.view,
+                          .positions = static_cast<const int64_t*>(positions.data()),
+                          .kvs = &kv,
+                          .kvs_copy = static_cast<const KvView*>(kvs_copy.data()),
+                          .rows_per_kv = 3});
+    const std::vector<float> rows = qkv.Values();
+    const KvView expected = layout.View(pool.data(), pages.data(), 66, 1);
+    for (int64_t t = 0; t < 3; ++t) {
+      for (int64_t i = 0; i < 4; ++i) {  // two heads of keys, two of values
+        const int64_t page = t == 0 ? 0 : 1;
+        const int64_t slot = (63 + t) % kPageTokens;
+        std::byte* block = i < 2 ? expected.Keys(page, i) : expected.Values(page, i - 2);
+        expected.RowScales(block)[slot] =
+            RoundRowF8(rows.data() + t * n_columns + (2 + i) * head_dim, head_dim,
+                       reinterpret_cast<F8E4M3*>(block) + slot * head_dim);
+      }
+    }
+    std::vector<uint8_t> written(pool.size());
+    backend->Download(device_pool.data(), written.data(), static_cast<int64_t>(written.size()));
+    backend->Synchronize();
+    EXPECT_EQ(written, pool) << head_dim;
+  }
+}
+
 TEST(CudaOpsTest, CopyPages) {
   CompareWithRef(
       [](Backend& backend) {
@@ -330,12 +379,12 @@ std::vector<int32_t> Haystack(int64_t n_tokens) {
 
 // Greedy tokens of one prompt, and the report of its prefill.
 std::vector<int32_t> Generate(std::unique_ptr<Backend> backend, const std::string& mode,
-                              SparseReport& report) {
+                              SparseReport& report, DType kv_dtype = DType::kBF16) {
   constexpr int64_t kTokens = 390;
   EngineConfig config;
   config.max_model_len = 512;
   config.kv_cache_bytes = 2 << 20;
-  config.kv_dtype = DType::kBF16;
+  config.kv_dtype = kv_dtype;
   config.epoch_tokens = 128;
   config.max_num_seqs = 2;
   config.max_prefills = 1;
@@ -375,6 +424,15 @@ TEST(CudaModelTest, GivesTheTokensOfTheCpu) {
       EXPECT_EQ(cuda, expected) << mode;
     }
   }
+}
+
+TEST(CudaModelTest, AnswersFromACacheInFp8) {
+  std::vector<int32_t> expected = kAnswer;
+  expected.push_back(kEndOfText);
+  SparseReport report;
+  EXPECT_EQ(Generate(CreateCudaBackend().value(), "sample", report, DType::kF8E4M3), expected);
+  EXPECT_GE(report.RecallMean(), 0.95);
+  simt::Reset();
 }
 
 // Tokens of sequences that decode together, one more of them in every third step, none of which
