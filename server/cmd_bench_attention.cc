@@ -284,8 +284,9 @@ absl::Status Validate(const BenchAttentionOptions& options) {
     return absl::InvalidArgumentError(
         fmt::format("density {} is not between 0 and 1", options.density));
   }
-  if (options.kv_dtype != DType::kF32 && options.kv_dtype != DType::kBF16) {
-    return absl::InvalidArgumentError("the KV cache holds f32 or bf16");
+  if (options.kv_dtype != DType::kF32 && options.kv_dtype != DType::kBF16 &&
+      options.kv_dtype != DType::kF8E4M3) {
+    return absl::InvalidArgumentError("the KV cache holds f32, bf16 or fp8_e4m3");
   }
   SparseOptions sparse;
   sparse.alpha = options.alpha;

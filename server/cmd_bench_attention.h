@@ -17,7 +17,7 @@ struct BenchAttentionOptions {
   std::vector<int64_t> epochs = {4096};  // epoch_tokens, one row each
   int32_t n_heads = 8;
   int32_t n_kv_heads = 2;
-  DType kv_dtype = DType::kF32;  // or kBF16
+  DType kv_dtype = DType::kF32;  // or kBF16, kF8E4M3
   double density = 0.08;         // planted stripes of a sparse head
   float alpha = 0.95f;
   BackendKind backend = BackendKind::kCpu;

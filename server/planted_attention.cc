@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "kernels/base/checked_math.h"
+#include "kernels/base/fp8.h"
 
 namespace longhaul {
 namespace {
@@ -96,15 +97,18 @@ KvView PlantedAttention::Kv(int64_t n_tokens) const {
 void PlantedAttention::FillKeys() {
   const int64_t group = shape_.n_heads / shape_.n_kv_heads;
   const KvView kv = Kv(shape_.n_keys);
-  const auto store = [&](std::byte* block, int64_t at, float x) {
-    if (shape_.kv_dtype == DType::kF32) {
-      reinterpret_cast<float*>(block)[at] = x;
+  const auto store = [&](std::byte* block, int64_t slot, const std::vector<float>& x) {
+    std::byte* row = block + slot * kv.RowBytes();
+    if (kv.dtype == DType::kF32) {
+      std::copy(x.begin(), x.end(), reinterpret_cast<float*>(row));
+    } else if (kv.dtype == DType::kBF16) {
+      std::transform(x.begin(), x.end(), reinterpret_cast<BF16*>(row), ToBF16);
     } else {
-      reinterpret_cast<BF16*>(block)[at] = ToBF16(x);
+      kv.RowScales(block)[slot] = RoundRowF8(x.data(), kv.head_dim, reinterpret_cast<F8E4M3*>(row));
     }
   };
   Random random(11);
-  std::vector<float> key(shape_.head_dim);
+  std::vector<float> key(shape_.head_dim), value(shape_.head_dim);
   for (int64_t j = 0; j < shape_.n_keys; ++j) {
     for (int64_t h = 0; h < shape_.n_kv_heads; ++h) {
       for (float& x : key) x = random.Normal();
@@ -113,11 +117,9 @@ void PlantedAttention::FillKeys() {
       for (int64_t g = 0; g < group; ++g) {
         key[kStripeDim + g] = random.Uniform() < shape_.density ? 1.0f : 0.0f;
       }
-      const int64_t at = j % kPageTokens * shape_.head_dim;
-      for (int64_t d = 0; d < shape_.head_dim; ++d) {
-        store(kv.Keys(j / kPageTokens, h), at + d, key[d]);
-        store(kv.Values(j / kPageTokens, h), at + d, random.Normal());
-      }
+      for (float& x : value) x = random.Normal();
+      store(kv.Keys(j / kPageTokens, h), j % kPageTokens, key);
+      store(kv.Values(j / kPageTokens, h), j % kPageTokens, value);
     }
   }
 }

@@ -68,7 +68,7 @@ class MemoryPlanTest : public ::testing::Test {
   EngineConfig config_;
 };
 
-// 64 KiB of numbers and 512 bytes of scales per token: 70.9 GB for a million tokens.
+// 64 KiB of numbers and 512 bytes of scales per token: 69.3 GB for a million tokens.
 TEST_F(MemoryPlanTest, MillionTokensInFp8FitOneCardWithTheModel) {
   EXPECT_EQ(Layout(DType::kF8E4M3).PageBytes(), kPageTokens * (32 * 8 * 2 * (128 + 1)));
   const int64_t kv_bytes = kMillion / kPageTokens * Layout(DType::kF8E4M3).PageBytes();

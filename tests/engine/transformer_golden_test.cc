@@ -189,6 +189,15 @@ TEST_P(GoldenTest, Bf16KvCache) {
   EXPECT_GT(error, 1e-4);  // and really rounded
 }
 
+// Keys and values rounded to 4 bits: 16 times the error of bf16's 8.
+TEST_P(GoldenTest, Fp8KvCache) {
+  const Golden golden = Load();
+  const auto executor = Load(golden, /*epoch_tokens=*/64, DType::kF8E4M3);
+  const double error = ErrorOfAllRows(*executor, golden);
+  EXPECT_LT(error, 0.3);
+  EXPECT_GT(error, 1e-3);
+}
+
 // Rounded weights and activations. These models are narrow (32 to 64 columns) and random, so that
 // nothing averages out, and a mixture of experts that chooses by chance chooses others: a trained
 // model of usual width is far closer.
