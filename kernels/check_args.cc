@@ -167,7 +167,7 @@ void CheckArgs(const AttendDecodeArgs& args, DType activations) {
   CheckDual(activations, args.q, args.dual);
   for (int64_t b = 0; b < args.q.dim(0); ++b) {
     CheckKv(args.kvs[b]);
-    LH_CHECK(args.kvs[b].n_tokens > 0);
+    LH_CHECK(args.kvs[b].n_tokens >= 0);
     LH_CHECK(IsHeads(activations, args.q, args.q.dim(0), args.q.dim(1), args.kvs[b].head_dim));
     LH_CHECK(IsHeads(activations, args.out, args.q.dim(0), args.q.dim(1), args.kvs[b].head_dim));
   }
