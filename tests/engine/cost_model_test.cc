@@ -130,6 +130,7 @@ TEST(CostModel, FollowsAMachineThatSlowsDown) {
 TEST(CostModel, SparseEpochsCountTheirKeptAndSampledPairs) {
   SparseOptions sample;
   sample.mode = SparseMode::kSample;
+  sample.window = 1'024;
   const DensityModel density(sample);
   const PrefillWork first = CostModel::EpochWork(sample, density, 0, 1'024, 131'072);
   EXPECT_EQ(first.kept_pairs, 0) << "sink and window see everything: dense";
@@ -138,7 +139,7 @@ TEST(CostModel, SparseEpochsCountTheirKeptAndSampledPairs) {
   EXPECT_EQ(far.dense_pairs, 0);
   EXPECT_GT(far.kept_pairs, 4'096.0 * 1'088);
   EXPECT_LT(far.kept_pairs, 0.1 * 4'096 * 124'928);
-  EXPECT_EQ(far.sampled_pairs, 64.0 * 126'976) << "32 + 16 voting and 16 audit rows";
+  EXPECT_EQ(far.sampled_pairs, 64.0 * 126'976) << "48 voting and 16 audit rows";
   const PrefillWork last = CostModel::EpochWork(sample, density, 126'976, 131'072, 131'072);
   EXPECT_EQ(last.dense_pairs, 64.0 * (131'072 - 63 + 131'072) / 2) << "the tail is exact";
   EXPECT_EQ(last.dense_keys, 131'072);
@@ -167,6 +168,7 @@ double Kept(int64_t begin, int64_t end, double more, double share) {
 TEST(DensityModel, LearnsALineOverLayersThatDiffer) {
   SparseOptions sample;
   sample.mode = SparseMode::kSample;
+  sample.window = 1'024;
   for (const auto& [more, share] : {std::pair{0.0, 0.0}, {0.0, 0.08}, {900.0, 0.002}}) {
     DensityModel density(sample);
     for (int64_t begin = 0; begin < 65'536; begin += 4'096) {
@@ -184,6 +186,7 @@ TEST(DensityModel, LearnsALineOverLayersThatDiffer) {
 TEST(DensityModel, StaysWithinWhatARowSees) {
   SparseOptions sample;
   sample.mode = SparseMode::kSample;
+  sample.window = 1'024;
   DensityModel density(sample);
   density.Observe(4'096, 8'192, 1, 1e30);
   density.Observe(4'096, 8'192, 1, -5);
