@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "engine/head_budgets.h"
-#include "kernels/forwarding_backend.h"
+#include "kernels/draw_token.h"
 #include "kernels/select_keys.h"
 #include "tests/engine/tiny_model.h"
 
@@ -312,6 +312,40 @@ TEST_P(RunnerTest, MixedStepOfDecodeRowsAndSlices) {
   EXPECT_LT(MaxError(vec(result->decode[0].logits), expected_a), 1e-4f);
   EXPECT_LT(MaxError(vec(result->decode[1].logits), expected_b), 1e-4f);
   EXPECT_EQ(vec(result->slices[0].logits), expected_c);
+}
+
+TEST_P(RunnerTest, RowsThatDrawAnswerWithTheTokenOfTheirLogits) {
+  const auto executor = Load();
+  DrivenSequence a = MakeSequence(RandomTokens(70, 64, 1), 0, 1, 100);
+  DrivenSequence b = MakeSequence(RandomTokens(130, 64, 2), 10, 1, 200);
+  Prefill(*executor, a, kEpoch);
+  Prefill(*executor, b, kEpoch);
+  StepPlan plan;
+  plan.decode.push_back({.token = 3, .position = 70, .pages = std::span(a.pages).first(2)});
+  plan.decode.push_back({.token = 5, .position = 130, .pages = std::span(b.pages).first(3)});
+  std::vector<std::vector<float>> logits;
+  const auto with_logits = executor->Execute(plan);
+  ASSERT_TRUE(with_logits.ok());
+  for (const RowResult& row : with_logits->decode) {
+    logits.emplace_back(row.logits.begin(), row.logits.end());
+  }
+  const std::vector<TokenDraw> draws = {
+      {}, {.temperature = 3, .random = 1u << 31}, {.temperature = 3, .random = ~uint64_t{0}}};
+  std::vector<uint32_t> scratch;
+  for (const TokenDraw& draw : draws) {
+    for (const bool both : {false, true}) {  // the step again: it writes the same keys and values
+      plan.decode[0].draw = both ? std::optional(draw) : std::nullopt;
+      plan.decode[1].draw = draw;
+      const auto result = executor->Execute(plan);
+      ASSERT_TRUE(result.ok());
+      ASSERT_EQ(result->decode[0].logits.empty(), both);
+      ASSERT_TRUE(result->decode[1].logits.empty());
+      if (both) {
+        EXPECT_EQ(result->decode[0].token, DrawToken(logits[0], draw, scratch));
+      }
+      EXPECT_EQ(result->decode[1].token, DrawToken(logits[1], draw, scratch));
+    }
+  }
 }
 
 TEST_P(RunnerTest, RefusesAStepLargerThanItWasMadeFor) {
