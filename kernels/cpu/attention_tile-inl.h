@@ -169,11 +169,11 @@ HWY_INLINE Vec LoadWide(const hwy::bfloat16_t* p) {
 // Times 2^-8, see TileFactorF8.
 template <class D>
 HWY_INLINE hn::Vec<D> LoadF8(D d, const F8E4M3* p) {
-  const hn::Rebind<uint16_t, D> d16;
-  const auto bytes = hn::LoadU(hn::Rebind<uint8_t, D>(), reinterpret_cast<const uint8_t*>(p));
-  const auto bits = hn::ShiftLeft<8>(hn::PromoteTo(d16, bytes));  // sign, exponent, mantissa
-  const auto magnitude = hn::And(hn::ShiftRight<1>(bits), hn::Set(d16, 0x3f80u));
-  const auto half = hn::Or(magnitude, hn::And(bits, hn::Set(d16, 0x8000u)));
+  const hn::Rebind<int16_t, D> d16;
+  const auto bytes = hn::LoadU(hn::Rebind<int8_t, D>(), reinterpret_cast<const int8_t*>(p));
+  // Nine copies of the sign, then exponent and mantissa: one sign too many after the shift.
+  const auto half = hn::And(hn::ShiftLeft<7>(hn::PromoteTo(d16, bytes)),
+                            hn::Set(d16, static_cast<int16_t>(0xbf80)));
   return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, D>(), half));
 }
 HWY_INLINE Vec LoadWide(const F8E4M3* p) { return LoadF8(F32(), p); }
