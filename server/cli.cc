@@ -225,7 +225,7 @@ void AddBench(Commands& c) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app->add_option("--kv-cache-dtype", c.attention_kv_dtype, "")
-      ->check(CLI::IsMember({"float32", "bfloat16"}))
+      ->check(CLI::IsMember({"float32", "bfloat16", "fp8"}))
       ->capture_default_str();
   app->add_option("--density", a.density, "of the planted stripes")
       ->check(CLI::Range(0.0, 1.0))
@@ -380,7 +380,8 @@ int RunAttention(Commands& c) {
     return UsageError("--heads must be a multiple of --kv-heads");
   }
   options.backend = *kind;
-  options.kv_dtype = c.attention_kv_dtype == "bfloat16" ? DType::kBF16 : DType::kF32;
+  if (c.attention_kv_dtype == "bfloat16") options.kv_dtype = DType::kBF16;
+  if (c.attention_kv_dtype == "fp8") options.kv_dtype = DType::kF8E4M3;
   return RunBenchAttention(options);
 }
 
