@@ -112,9 +112,11 @@ class CudaBackend : public Backend {
     return cuda::AllocateDevice(n_bytes, stream_);
   }
   void Upload(const void* from, void* to, int64_t n_bytes) override {
+    LH_CHECK(!graphs_.is_recording());  // a replay would copy what stands there by then
     staging_->Upload(from, to, n_bytes);
   }
   void Download(const void* from, void* to, int64_t n_bytes) override {
+    LH_CHECK(!graphs_.is_recording());
     staging_->Download(from, to, n_bytes);
   }
   void Synchronize() override { staging_->FinishDownloads(); }

@@ -17,7 +17,9 @@ void Graphs::Record(Recording& recording, int64_t memory_version,
     CheckCuda(cudaGraphExecDestroy(recording.exec), "Replay");
   }
   CheckCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "Replay");
+  is_recording_ = true;
   issue();
+  is_recording_ = false;
   cudaGraph_t graph = nullptr;
   CheckCuda(cudaStreamEndCapture(stream_, &graph), "Replay");
   CheckCuda(cudaGraphInstantiate(&recording.exec, graph, 0), "Replay");

@@ -24,6 +24,7 @@ class Graphs {
   // memory_version: of the memory that the ops use and `issue` does not choose; another one makes
   // the key's recording void. It must not change while `issue` runs for the second time.
   void Replay(int64_t key, int64_t memory_version, const std::function<void()>& issue);
+  bool is_recording() const { return is_recording_; }
 
  private:
   struct Recording {
@@ -35,6 +36,7 @@ class Graphs {
 
   cudaStream_t stream_;
   std::map<int64_t, Recording> recordings_;
+  bool is_recording_ = false;
 };
 
 }  // namespace longhaul::cuda
