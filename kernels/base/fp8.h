@@ -1,6 +1,6 @@
 // fp8 (e4m3) numbers in rows that share a scale: how a KV cache of type kF8E4M3 keeps keys and
-// values. Level 0, header only; any thread. The device has the same rules in kernels/cuda/device.h,
-// and the tests compare the bits.
+// values. Level 0, header only; any thread. The kernels of the GPU write with the same functions,
+// and read with WidenFp8x8 of kernels/cuda/device.h.
 //
 // e4m3: sign, four bits of exponent (bias 7), three of mantissa; the largest number is 448, there
 // is no infinity. The byte 0x7f, NaN in the standard, is read as 480: no kernel has time to ask.
