@@ -174,6 +174,7 @@ void AddCalibrate(Commands& c) {
   app->add_option("--max-kl", o.target.max_kl, "nats, of next tokens to dense [any]");
   add("--max-perplexity-rise", o.target.max_perplexity_rise, "share of dense's perplexity");
   add("--min-recall", o.target.min_recall, "mean share of softmax mass that audit rows keep");
+  add("--min-recall-p1", o.target.min_recall_p1, "the same of their first percentile");
   add("--out", o.out_path, "YAML file to write, for serve --config");
   app->add_option("--json", o.json_path, "write all numbers to this file");
   app->add_option("--resume", o.state_dir,

@@ -32,7 +32,11 @@ std::string TargetText(const AccuracyTarget& target) {
       fmt::format("agreement with dense at least {:g} %, perplexity rise at most {:g} %",
                   100 * target.min_agreement, 100 * target.max_perplexity_rise);
   if (std::isfinite(target.max_kl)) text += fmt::format(", KL at most {:g} nats", target.max_kl);
-  return text + fmt::format(", mean recall at least {:g}", target.min_recall);
+  text += fmt::format(", mean recall at least {:g}", target.min_recall);
+  if (target.min_recall_p1 > 0) {
+    text += fmt::format(", its first percentile at least {:g}", target.min_recall_p1);
+  }
+  return text;
 }
 
 std::string VerdictText(const AccuracyTarget& target, const LengthMeasure& measure) {
@@ -123,7 +127,7 @@ std::string CandidateText(const Candidate& candidate) {
 std::string MeasureText(const AccuracyTarget& target, const LengthMeasure& m) {
   return fmt::format(
       "{} tokens: prefill {}, density {:.1f} %, recall {:.3f} (first percentile {:.3f}), agreement "
-      "{:.1f} %, KL {:.5f}, perplexity {:+.2f} %: {} the target",
+      "{:.1f} %, KL {:.5f}, perplexity {:+.2f} %: {}",
       m.length_tokens, FormatDuration(m.prefill_s), 100 * m.density, m.recall_mean, m.recall_p1,
       100 * m.agreement, m.kl, 100 * m.perplexity_rise, VerdictText(target, m));
 }
@@ -166,7 +170,8 @@ std::string CalibrationJson(const CalibrateOptions& options, const ServerConfig&
                   {{"min_agreement", target.min_agreement},
                    {"max_kl", std::isfinite(target.max_kl) ? json(target.max_kl) : json()},
                    {"max_perplexity_rise", target.max_perplexity_rise},
-                   {"min_recall", target.min_recall}}},
+                   {"min_recall", target.min_recall},
+                   {"min_recall_p1", target.min_recall_p1}}},
                  {"verdict", VerdictName(calibration.verdict)},
                  {"best", calibration.best},
                  {"trials", json::array()}};
@@ -188,7 +193,7 @@ std::string CalibrationYaml(const CalibrateOptions& options, const ServerConfig&
   const Trial& best = calibration.trials[calibration.best];
   std::string text = fmt::format(
       "# Written by longhaul calibrate {} on {}. Use it: longhaul serve --config {}\n"
-      "# Text: {}, {} prompts of each length from each half.\n# Target: {}.\n# {}\n",
+      "# Text: {}; prompts of each length from each half: {}.\n# Target: {}.\n# {}\n",
       kVersion, Now(), Quoted(options.out_path), Quoted(options.text_file), options.samples,
       TargetText(options.target), Conclusion(options, calibration));
   text += fmt::format("# Measured with {} on {} text:\n", CandidateText(best.candidate),

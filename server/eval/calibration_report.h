@@ -12,7 +12,7 @@ namespace longhaul::eval {
 
 // "dense", or "alpha 0.9, window 1024, rows 32".
 std::string CandidateText(const Candidate& candidate);
-// "16384 tokens: prefill 1.2 s, density 21.3 %, recall ... : meets the target".
+// "16384 tokens: prefill 1.2 s, density 21.3 %, recall ... : meets".
 std::string MeasureText(const AccuracyTarget& target, const LengthMeasure& measure);
 
 // Everything that was tried, and what came of it.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 #include <utility>
 
 #include "kernels/base/check.h"
@@ -30,9 +31,9 @@ Policy PolicyOf(const std::string& mode, const Candidate& candidate) {
 }
 
 // Of a prompt with the tokens behind it that dense generated.
-Result ScoredResult(const std::vector<int32_t>& tokens, const TopLists& top, PromptScores scores) {
-  const Agreement agreement = Compare(tokens, top, scores);
-  const size_t n_scored = scores.logprobs.size() - tokens.size();  // the prompt's own
+Result ScoredResult(const TopLists& top, PromptScores scores) {
+  const Agreement agreement = Compare(top, scores);
+  const size_t n_scored = scores.logprobs.size() - top.size();  // the prompt's own
   double nll = 0;
   for (size_t i = 0; i < n_scored; ++i) nll -= scores.logprobs[i];
   const double seconds = scores.reply.ttft_s;
@@ -87,7 +88,7 @@ class Calibrator {
   absl::StatusOr<Calibration> Run(const std::string& text) {
     LH_RETURN_IF_ERROR(Prepare(text));
     to_do_ = 2 * kDenseCost * WorkOfPart() + kTypicalTrials * kSparseCost * WorkOfPart();
-    bar_.Begin(fmt::format("{} prompts in each half of the text", NumPrompts()),
+    bar_.Begin(fmt::format("prompts in each half of the text: {}", NumPrompts()),
                [this] { return std::min((done_ + under_way_ * weight_) / to_do_, kMostDone); });
     model_.SetProgress([this](double share) {
       under_way_ = share;
@@ -148,9 +149,10 @@ class Calibrator {
   const Result* Begin(const std::string& key, double work) {
     const Result* known = store_.Find(key);
     if (known != nullptr && known->values.size() == kNumValues) {
-      to_do_ = std::max(to_do_ - work, done_ + 1);
+      if (seen_.insert(key).second) to_do_ = std::max(to_do_ - work, done_ + 1);
       return known;
     }
+    seen_.insert(key);
     weight_ = work;
     return nullptr;
   }
@@ -167,8 +169,9 @@ class Calibrator {
   ModelTarget& model_;
   ResultStore& store_;
   load::ProgressBar bar_;
-  std::vector<int32_t> text_;  // tokens
-  std::string state_;          // text of what all results depend on
+  std::vector<int32_t> text_;   // tokens
+  std::string state_;           // text of what all results depend on
+  std::set<std::string> seen_;  // keys of all results that were asked for
   double to_do_ = 1, done_ = 0, weight_ = 0, under_way_ = 0;
 };
 
@@ -219,7 +222,7 @@ absl::StatusOr<const Result*> Calibrator::MeasureDense(int64_t begin, int64_t le
   const std::string key = KeyOf(begin, length, "dense");
   if (const Result* known = Begin(key, kDenseCost * WorkOf(length))) return known;
   LH_ASSIGN_OR_RETURN(Continuation dense, ContinueDense(model_, Prompt(begin, length)));
-  Result result = ScoredResult(dense.tokens, dense.top, std::move(dense.scores));
+  Result result = ScoredResult(dense.top, std::move(dense.scores));
   result.values[kPlainSeconds] = dense.reply.ttft_s;
   result.tokens = std::move(dense.tokens);
   result.top = std::move(dense.top);
@@ -237,7 +240,7 @@ absl::StatusOr<const Result*> Calibrator::MeasureSparse(int64_t begin, int64_t l
   const auto n_last = static_cast<int64_t>(dense.tokens.size());
   LH_ASSIGN_OR_RETURN(PromptScores scores,
                       model_.Score(std::move(ids), policy, kTopTokens, n_last));
-  return Finish(key, ScoredResult(dense.tokens, dense.top, std::move(scores)));
+  return Finish(key, ScoredResult(dense.top, std::move(scores)));
 }
 
 }  // namespace

@@ -24,14 +24,15 @@ struct Criterion {
   double strain;
 };
 
-std::array<Criterion, 4> Criteria(const AccuracyTarget& target, const LengthMeasure& m) {
+std::array<Criterion, 5> Criteria(const AccuracyTarget& target, const LengthMeasure& m) {
   const auto strain = [](double lost, double allowed) {
     return std::max(0.0, lost) / std::max(allowed, kLeastAllowed);
   };
   return {{{"agreement", strain(1 - m.agreement, 1 - target.min_agreement)},
            {"KL", strain(m.kl, target.max_kl)},
            {"perplexity", strain(m.perplexity_rise, target.max_perplexity_rise)},
-           {"recall", strain(1 - m.recall_mean, 1 - target.min_recall)}}};
+           {"recall", strain(1 - m.recall_mean, 1 - target.min_recall)},
+           {"recall p1", strain(1 - m.recall_p1, 1 - target.min_recall_p1)}}};
 }
 
 // Rounding of 1 - 0.98 and the like must not decide.

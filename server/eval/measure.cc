@@ -25,11 +25,10 @@ absl::StatusOr<Continuation> ContinueDense(ModelTarget& model, std::vector<int32
   return result;
 }
 
-Agreement Compare(const std::vector<int32_t>& tokens, const TopLists& top,
-                  const PromptScores& scores) {
+Agreement Compare(const TopLists& top, const PromptScores& scores) {
   double n_same = 0, kl = 0;
   for (size_t i = 0; i < scores.top.size(); ++i) {
-    n_same += scores.top[i][0].token == tokens[i];
+    n_same += scores.top[i][0].token == top[i][0].first;
     kl += TopKl(top[i], scores.top[i]);
   }
   const auto n = static_cast<double>(scores.top.size());

@@ -15,7 +15,7 @@ namespace longhaul::eval {
 // A dense run generates this many tokens; under each policy the prompt is computed with these
 // tokens behind it, and at each of their places compared with what dense found likely:
 //
-//   agreement  the share of places where the likeliest token is the one that dense chose;
+//   agreement  the share of places where the same token is likeliest after a dense prefill;
 //   kl         the mean of KL(dense || policy) in nats over the k tokens that dense found likeliest
 //              and one event for all others. What the policy does not list among its own k
 //              likeliest counts with the probability of the last of them, which is the most it can
@@ -42,9 +42,10 @@ struct Agreement {
   double share = 0;
   double kl = 0;  // nats
 };
-// `scores` of the same prompt and tokens, kTopTokens and their places.
-Agreement Compare(const std::vector<int32_t>& tokens, const TopLists& top,
-                  const PromptScores& scores);
+// `scores` of the same prompt and tokens, kTopTokens at their places. With what dense found when it
+// scored them, not with the tokens: where two are all but equally likely, one decode step at a time
+// rounds otherwise than a prefill, and that is no policy's loss.
+Agreement Compare(const TopLists& top, const PromptScores& scores);
 
 // See above, at one place; both likeliest first.
 double TopKl(const std::vector<std::pair<int32_t, float>>& dense,

@@ -97,7 +97,8 @@ absl::Status CheckOptions(const CalibrateOptions& options) {
   LH_RETURN_IF_ERROR(
       CheckRange("max-kl", target.max_kl, 0.0, std::numeric_limits<double>::infinity()));
   LH_RETURN_IF_ERROR(CheckRange("max-perplexity-rise", target.max_perplexity_rise, 0.0, 1e6));
-  return CheckRange("min-recall", target.min_recall, 0.0, 1.0);
+  LH_RETURN_IF_ERROR(CheckRange("min-recall", target.min_recall, 0.0, 1.0));
+  return CheckRange("min-recall-p1", target.min_recall_p1, 0.0, 1.0);
 }
 
 }  // namespace longhaul::eval

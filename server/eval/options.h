@@ -32,7 +32,8 @@ struct AccuracyTarget {
   double min_agreement = 0.98;  // share of places with the same likeliest token
   double max_kl = std::numeric_limits<double>::infinity();  // nats; infinity = any
   double max_perplexity_rise = 0.005;
-  double min_recall = 0.9;  // mean of the audit rows
+  double min_recall = 0.9;   // mean of the audit rows
+  double min_recall_p1 = 0;  // their first percentile
 };
 
 struct CalibrateOptions {

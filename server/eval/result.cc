@@ -91,6 +91,9 @@ absl::StatusOr<std::pair<std::string, Result>> ParseResultLine(std::string_view 
   const Result& result = entry.second;
   if (result.tokens.size() != result.top.size())
     return bad("the line has tokens without likely ones");
+  for (const auto& place : result.top) {
+    if (place.empty()) return bad("the line has a place where nothing is likely");
+  }
   if (result.heads.size() > kMaxHeads) return bad("the line has too many heads");
   for (const auto& [cell, n] : result.recalls) {
     if (cell < 0 || cell >= static_cast<int64_t>(kRecallCells) || n < 0) {

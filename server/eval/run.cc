@@ -15,7 +15,7 @@
 namespace longhaul::eval {
 namespace {
 
-constexpr int kPromptsVersion = 2;  // of the wording: results of another one are not taken over
+constexpr int kPromptsVersion = 3;  // of wording and scores: results of others are not taken over
 constexpr int64_t kMaxAnswerTokens = 128;
 
 std::vector<TaskSpec> MakeSpecs(const EvalOptions& options) {
@@ -261,7 +261,7 @@ absl::StatusOr<Result> Evaluation::MeasureAgreement(const TaskSpec& spec, const 
   const auto n_last = static_cast<int64_t>(reference.tokens.size());
   LH_ASSIGN_OR_RETURN(PromptScores scores,
                       model_->Score(std::move(ids), policy, kTopTokens, n_last));
-  const Agreement agreement = Compare(reference.tokens, reference.top, scores);
+  const Agreement agreement = Compare(reference.top, scores);
   Result result = ResultOf(std::move(scores.reply));
   result.ttft_s = 0;  // it held the probabilities of every token
   result.values = {agreement.share, agreement.kl};

@@ -155,8 +155,8 @@ TEST(CalibrationSearchTest, EndsWithTheErrorOfAMeasurement) {
 }
 
 TEST(StrainTest, IsTheWorstOfTheCriteria) {
-  const AccuracyTarget target{
-      .min_agreement = 0.98, .max_kl = 0.01, .max_perplexity_rise = 0.005, .min_recall = 0.9};
+  AccuracyTarget target;
+  target.max_kl = 0.01;
   LengthMeasure m{.agreement = 0.98, .perplexity_rise = -0.1};
   EXPECT_NEAR(Strain(target, m), 1, 1e-9);
   EXPECT_EQ(MissedBy(target, m), "") << "exactly what was asked for";
@@ -168,11 +168,15 @@ TEST(StrainTest, IsTheWorstOfTheCriteria) {
   m.perplexity_rise = 0.01;
   EXPECT_EQ(MissedBy(target, m), "agreement, KL, perplexity, recall");
 
-  const AccuracyTarget none{
-      .min_agreement = 1, .max_kl = 0, .max_perplexity_rise = 0, .min_recall = 1};
+  const AccuracyTarget none{.min_agreement = 1,
+                            .max_kl = 0,
+                            .max_perplexity_rise = 0,
+                            .min_recall = 1,
+                            .min_recall_p1 = 1};
   EXPECT_EQ(MissedBy(none, LengthMeasure()), "") << "nothing is lost";
   EXPECT_EQ(MissedBy(none, {.agreement = 0.999}), "agreement");
-  EXPECT_EQ(MissedBy(AccuracyTarget(), {.kl = 1e9}), "") << "any KL by default";
+  EXPECT_EQ(MissedBy(AccuracyTarget(), {.recall_p1 = 0, .kl = 1e9}), "") << "any by default";
+  EXPECT_EQ(MissedBy({.min_recall_p1 = 0.85}, {.recall_p1 = 0.8}), "recall p1");
 }
 
 TEST(PromptBeginsTest, HalvesShareNoToken) {
@@ -206,6 +210,7 @@ TEST(CalibrateOptionsTest, RefusesByName) {
   refused([](CalibrateOptions& o) { o.samples = 0; }, "--samples is 0");
   refused([](CalibrateOptions& o) { o.target.min_agreement = 1.5; }, "--min-agreement is 1.5");
   refused([](CalibrateOptions& o) { o.target.min_recall = std::nan(""); }, "--min-recall");
+  refused([](CalibrateOptions& o) { o.target.min_recall_p1 = 2; }, "--min-recall-p1 is 2");
   refused([](CalibrateOptions& o) { o.target.max_kl = -1; }, "--max-kl is -1");
   refused([](CalibrateOptions& o) { o.target.max_perplexity_rise = -1; }, "--max-perplexity-rise");
 }

@@ -275,6 +275,19 @@ TEST(TopKlTest, IsTheDivergenceOverTheTop) {
   EXPECT_NEAR(TopKl({{1, 0.0f}}, {{1, 0.0f}}), 0, 1e-6) << "nothing is left for the others";
 }
 
+TEST(CompareTest, AsksForTheSameLikeliestToken) {
+  const TopLists dense = {{{1, -0.5f}, {2, -1.0f}}, {{3, -0.7f}, {4, -0.7f}}};
+  PromptScores scores;
+  scores.top = {{{1, -0.5f}, {2, -1.0f}}, {{3, -0.7f}, {4, -0.7f}}};
+  Agreement agreement = Compare(dense, scores);
+  EXPECT_EQ(agreement.share, 1);
+  EXPECT_NEAR(agreement.kl, 0, 1e-6);
+  std::swap(scores.top[1][0], scores.top[1][1]);
+  agreement = Compare(dense, scores);
+  EXPECT_EQ(agreement.share, 0.5);
+  EXPECT_NEAR(agreement.kl, 0, 1e-6) << "as likely as before";
+}
+
 Result MakeResult() {
   Result result;
   result.values = {0.75, 0.125};
@@ -328,6 +341,11 @@ TEST(ResultTest, RefusesOtherLines) {
   const size_t at = line.find("[950,");
   ASSERT_NE(at, std::string::npos);
   EXPECT_FALSE(ParseResultLine(line.replace(at, 5, "[1950,")).ok()) << "outside the histogram";
+  Result result = MakeResult();
+  result.tokens.push_back(5);
+  EXPECT_FALSE(ParseResultLine(ResultLine("key", result)).ok()) << "not known what was likely";
+  result.top.emplace_back();
+  EXPECT_FALSE(ParseResultLine(ResultLine("key", result)).ok()) << "nothing was";
 }
 
 TEST(ResultStoreTest, GoesOnWhereItWas) {
