@@ -541,6 +541,17 @@ TEST_F(CudaStartTest, HopperHasAKernelOfItsOwn) {
   EXPECT_EQ(WarpGroupProducts(*mma), 0);
 }
 
+TEST_F(CudaStartTest, AModelAnswersOnHopper) {
+  std::vector<int32_t> expected = kAnswer;
+  expected.push_back(kEndOfText);
+  simt::SetDeviceIsHopper(true);
+  auto backend = CreateBackend(BackendKind::kCuda, 1).value();
+  simt::TakeStatistics();
+  SparseReport report;
+  EXPECT_EQ(Generate(std::move(backend), "dense", report), expected);
+  EXPECT_GT(simt::TakeStatistics().n_wgmma, 0);
+}
+
 TEST_F(CudaStartTest, AHopperKernelThatFailsItsCheckIsLeftOut) {
   simt::SetDeviceIsHopper(true);
   simt::FailLaunch(1, cudaErrorLaunchFailure);  // the second: that of the kernel for Hopper
