@@ -32,7 +32,7 @@ TEST(BenchAttentionTest, ReportsRatesDensityAndRecall) {
     EXPECT_GT(row["sparse_gflops_on_kept_work"], 0);
     EXPECT_GT(row["decode_gb_per_s"], 0);
     EXPECT_EQ(row["timed"], "whole prompt");
-    EXPECT_GT(row["density"], 0.2);  // the window alone
+    EXPECT_GT(row["density"], 0.1);  // sink and window alone
     EXPECT_LT(row["density"], 1.0);
     EXPECT_GT(row["recall_mean"], 0.85);
     EXPECT_LE(row["recall_mean"], 1.0);
