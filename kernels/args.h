@@ -251,9 +251,9 @@ struct SparsePlan {
 //
 // A stripe's mass and cost are sums over its keys; a key costs one pair per row to which it is
 // remote, so keys that are sinks, or in the window of every row, are no candidates. A band costs
-// its remote pairs * (64 + 64 - 1) / 64: a tile of 64 rows loads it as a rectangle. Mass in a stripe
-// and in a band is counted once, as if the two met in proportion to their mass (UnionMass); the
-// audit measures what is kept.
+// its remote pairs * (64 + 64 - 1) / 64: a tile of 64 rows loads it as a rectangle. Mass in a
+// stripe and in a band is counted once, as if the two met in proportion to their mass (UnionMass);
+// the audit measures what is kept.
 //
 // Scope kAll (preset `paper`): the target is alpha of all mass whatever the local keys hold, no
 // head streams, candidates are all stripes, largest mass first, and no bands. Stripes that the
