@@ -1,0 +1,59 @@
+// Which heads need their local keys alone: one warp per head adds up what these hold.
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/select_candidates.cuh"
+#include "kernels/cuda/select_keys.h"
+
+namespace longhaul::cuda {
+namespace {
+
+struct StreamingParams {
+  EpochRows rows;
+  int64_t n_voting = 0;
+  SparsePlan plan;
+  Global<const float> lse_full;
+  Global<const float> lse_local;
+  int64_t lse_full_stride = 0;
+  int64_t lse_local_stride = 0;
+  Global<const float> alpha;
+  Global<uint8_t> skip;
+};
+
+// Grid [H], one warp each.
+LH_KERNEL(kWarpLanes, 1) StreamingKernel(StreamingParams p) {
+  const int64_t head = BlockX();
+  const float alpha = p.alpha[head];
+  int64_t local_mass =
+      LocalMass(p.lse_full + head * p.lse_full_stride, p.lse_local + head * p.lse_local_stride,
+                p.n_voting, LaneId(), kWarpLanes);
+  LH_UNROLL
+  for (int mask = kWarpLanes / 2; mask > 0; mask /= 2) local_mass += ShuffleXor(local_mass, mask);
+  if (LaneId() != 0) return;
+  const int64_t target = FixedMass(static_cast<double>(alpha) * static_cast<double>(p.n_voting));
+  const bool is_final = alpha >= 1 || target <= local_mass;
+  p.skip[head] = is_final ? 1 : 0;
+  if (alpha >= 1) {
+    SetKind(p.plan, head, HeadKind::kDense, CausalPairs(p.rows));
+  } else if (is_final) {
+    SetKind(p.plan, head, HeadKind::kStreaming, LocalPairs(p.rows, p.plan.local));
+  }
+}
+
+}  // namespace
+
+cudaError_t SelectStreaming(const SelectStreamingArgs& args, cudaStream_t stream) {
+  StreamingParams p;
+  p.rows = {.q_begin = args.q_begin, .q_end = args.q_begin + args.n_q};
+  p.n_voting = args.n_voting;
+  p.plan = args.plan;
+  p.lse_full = args.lse_full.As<float>();
+  p.lse_local = args.lse_local.As<float>();
+  p.lse_full_stride = args.lse_full.stride(0);
+  p.lse_local_stride = args.lse_local.stride(0);
+  p.alpha = args.alpha;
+  p.skip = args.skip;
+  const auto n_heads = static_cast<unsigned>(args.lse_full.dim(0));
+  return Launch({.name = "select streaming", .grid = {n_heads}, .block = 32, .stream = stream},
+                StreamingKernel, p);
+}
+
+}  // namespace longhaul::cuda
