@@ -33,6 +33,22 @@ constexpr double kDensityNoise = 0.3;
 
 double CausalPairs(double begin, double end) { return 0.5 * (end - begin) * (begin + end + 1); }
 
+// Weights of the fused projection of q, k and v.
+double ProjectionParameters(const ModelShape& shape) {
+  return static_cast<double>(shape.hidden_size) * (shape.n_heads + 2.0 * shape.n_kv_heads) *
+         shape.head_dim;
+}
+
+// All weights of a layer; those of attention at least.
+double LayerParameters(const ModelShape& shape) {
+  const double width = shape.hidden_size;
+  const double embeddings = 2.0 * shape.vocab_size * width;  // in and out, where they are not one
+  const double output = width * shape.n_heads * shape.head_dim;
+  return std::max(
+      (static_cast<double>(shape.n_parameters) - embeddings) / std::max(1, shape.n_layers),
+      ProjectionParameters(shape) + output);
+}
+
 }  // namespace
 
 OnlineFit::OnlineFit(int n_terms) : n_terms_(n_terms) { z_.fill(1.0); }
@@ -194,13 +210,9 @@ void DensityModel::Observe(int64_t begin, int64_t end, int32_t n_layers, double 
 
 CostModel::CostModel(const ModelShape& shape) {
   const double n_layers = std::max(1, shape.n_layers);
-  const double width = shape.hidden_size;
   const double head_width = static_cast<double>(shape.n_heads) * shape.head_dim;
   const double kv_width = 2.0 * shape.n_kv_heads * shape.head_dim;
-  const double embeddings = 2.0 * shape.vocab_size * width;  // in and out, where they are not one
-  const double layer_parameters =
-      std::max((static_cast<double>(shape.n_parameters) - embeddings) / n_layers,
-               width * (2 * head_width + kv_width));
+  const double layer_parameters = LayerParameters(shape);
   cell_us_ = kCallUs + 4.0 * layer_parameters / kBytesPerUs;
   token_us_ = std::max(1.0, 2.0 * layer_parameters) / kFlopsPerUs;
   pair_us_ = std::max(1.0, 4.0 * head_width) / kFlopsPerUs;
@@ -221,6 +233,16 @@ PrefillWork CostModel::EpochWork(const SparseOptions& options, const DensityMode
     work.dense_pairs = CausalPairs(static_cast<double>(exact_begin), static_cast<double>(end));
     work.dense_keys = static_cast<double>(end);
   }
+  return work;
+}
+
+PrefillWork CostModel::LastLayerWork(const ModelShape& shape, int64_t begin, int64_t end,
+                                     int64_t prompt_tokens) {
+  const double share = ProjectionParameters(shape) / std::max(1.0, LayerParameters(shape));
+  PrefillWork work{.cells = share, .tokens = share * static_cast<double>(end - begin)};
+  if (end < prompt_tokens) return work;
+  work.cells = 1;
+  work.dense_pairs = work.dense_keys = static_cast<double>(end);
   return work;
 }
 

@@ -98,9 +98,12 @@ class CostModel {
  public:
   explicit CostModel(const ModelShape& shape);
 
-  // Work of query tokens [begin, end), all in one epoch, at one layer.
+  // Work of query tokens [begin, end), all in one epoch, at one layer that all of them pass.
   static PrefillWork EpochWork(const SparseOptions& options, const DensityModel& density,
                                int64_t begin, int64_t end, int64_t prompt_tokens);
+  // At the last layer, where they leave keys and values, and only the prompt's last row goes on.
+  static PrefillWork LastLayerWork(const ModelShape& shape, int64_t begin, int64_t end,
+                                   int64_t prompt_tokens);
 
   // False until a slice was measured: predictions rest on the guess alone.
   bool learned() const { return prefill_.observed(); }

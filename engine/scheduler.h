@@ -130,6 +130,9 @@ class Scheduler {
   void PlanPrefill(int64_t now_us);
   void PlanShort(std::span<Sequence* const> sequences, bool contended, int64_t now_us);
   void PlanLong(std::span<Sequence* const> sequences, int64_t now_us);
+  // How many layers of the cells fit into the budget, `least` in any case.
+  int32_t FittingLayers(const Sequence& sequence, PrefillCells cells, double budget_us,
+                        int32_t least) const;
   // The sequence's next slice, or slices (layer by layer); returns their predicted time.
   double PlanSlices(Sequence& sequence, double budget_us, bool contended, int64_t now_us);
   void AddSlice(Sequence& sequence, const PrefillCells& cells);

@@ -17,7 +17,8 @@ void Scheduler::LearnFrom(const PlannedSlice& planned, const PrefillSlice& slice
     const double exact_pairs = work.dense_pairs;  // of the rows that are exact at the prompt's end
     const auto all_pairs = static_cast<double>(result.report.kept_pairs);
     work.kept_pairs = std::max(0.0, all_pairs / shape_.n_heads - exact_pairs);
-    const int32_t n_layers = slice.layer_end - slice.layer_begin;
+    const bool last_is_short = slice.layer_end == shape_.n_layers && !sequence.ReadsAllRows();
+    const int32_t n_layers = slice.layer_end - slice.layer_begin - (last_is_short ? 1 : 0);
     const int64_t sparse_end =
         std::min(slice.end, slice.prompt_tokens - sequence.sparse.dense_tail_tokens);
     sequence.density.Observe(slice.begin, sparse_end, n_layers, work.kept_pairs / n_layers);

@@ -101,8 +101,9 @@ Sequence* Scheduler::LeaderOf(const Sequence& sequence) const {
     if (end <= begin) continue;
     // Both at once would have half of the time each, so twice the own cost is no later. The other
     // one's text is known better by now, and is the same.
-    const double wait_us = cost_.PrefillUs(other.LayerWork(next.begin, next.end) * next.n_layers());
-    const double own_us = cost_.PrefillUs(other.LayerWork(begin, end) * shape_.n_layers);
+    const double wait_us = cost_.PrefillUs(other.CellsWork(next));
+    const double own_us = cost_.PrefillUs(other.CellsWork(
+        {.begin = begin, .end = end, .layer_begin = 0, .layer_end = shape_.n_layers}));
     if (wait_us > 2 * own_us) continue;
     if (leader == nullptr || IsAhead(other, *leader)) leader = relative.sequence;
   }

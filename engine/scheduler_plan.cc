@@ -12,10 +12,14 @@ namespace {
 
 // Of the cells that the cursor has not passed.
 PrefillWork WorkOf(const Sequence& sequence, const PrefillCursor& cursor) {
+  const int32_t n_layers = sequence.shape.n_layers;
   PrefillWork work;
   for (int64_t begin = cursor.begin(); begin < sequence.prompt_tokens();) {
     const int64_t end = cursor.EpochEnd(begin);
-    work += sequence.LayerWork(begin, end) * cursor.LayersLeft(begin);
+    work += sequence.CellsWork({.begin = begin,
+                                .end = end,
+                                .layer_begin = n_layers - cursor.LayersLeft(begin),
+                                .layer_end = n_layers});
     begin = end;
   }
   return work;
@@ -120,6 +124,16 @@ void Scheduler::PlanLong(std::span<Sequence* const> sequences, int64_t now_us) {
   PlanSlices(*next, static_cast<double>(config_.slice_us), /*contended=*/false, now_us);
 }
 
+int32_t Scheduler::FittingLayers(const Sequence& sequence, PrefillCells cells, double budget_us,
+                                 int32_t least) const {
+  // The last layer may cost far less than one before it.
+  if (cost_.PrefillUs(sequence.CellsWork(cells)) <= budget_us) return cells.n_layers();
+  const int32_t most = cells.n_layers();
+  cells.layer_end = cells.layer_begin + 1;
+  const double layer_us = std::max(1e-3, cost_.PrefillUs(sequence.CellsWork(cells)));
+  return static_cast<int32_t>(std::clamp<double>(std::floor(budget_us / layer_us), least, most));
+}
+
 double Scheduler::PlanSlices(Sequence& sequence, double budget_us, bool contended, int64_t now_us) {
   if (sequence.cursor.at_border()) {
     TakeOver(sequence);
@@ -133,17 +147,14 @@ double Scheduler::PlanSlices(Sequence& sequence, double budget_us, bool contende
   double planned_us = 0;
   while (!cursor.done() && slices_.size() < kMaxSlices) {
     PrefillCells cells = cursor.Next();
-    const PrefillWork layer_work = sequence.LayerWork(cells.begin, cells.end);
-    const double layer_us = std::max(1e-3, cost_.PrefillUs(layer_work));
-    const double n_fit = std::floor((budget_us - planned_us) / layer_us);
     const int32_t n_layers =
-        static_cast<int32_t>(std::clamp<double>(n_fit, planned_us == 0 ? 1 : 0, cells.n_layers()));
+        FittingLayers(sequence, cells, budget_us - planned_us, planned_us == 0 ? 1 : 0);
     if (n_layers == 0) break;
     cells.layer_end = cells.layer_begin + n_layers;
     AddSlice(sequence, cells);
-    slices_.push_back(
-        {.sequence = &sequence, .work = layer_work * n_layers, .contended = contended});
-    planned_us += layer_us * n_layers;
+    const PrefillWork work = sequence.CellsWork(cells);
+    slices_.push_back({.sequence = &sequence, .work = work, .contended = contended});
+    planned_us += std::max(1e-3, cost_.PrefillUs(work));
     cursor.Complete(cells);
     // By epoch, the next one may find that another prompt published it.
     if (!cursor.by_layer()) break;

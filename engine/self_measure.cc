@@ -58,6 +58,16 @@ class Measurement {
     return !model_.learned() || static_cast<double>(spent_us_) + predicted_us < kSelfMeasureUs;
   }
 
+  PrefillWork WorkOf(const SparseOptions& options, int64_t begin, int64_t end,
+                     int64_t prompt_tokens) const {
+    const PrefillWork layer =
+        CostModel::EpochWork(options, DensityModel(options), begin, end, prompt_tokens);
+    if (n_layers() < shape_.n_layers) return layer * n_layers();
+    PrefillWork work = layer * (n_layers() - 1);
+    work += CostModel::LastLayerWork(shape_, begin, end, prompt_tokens);
+    return work;
+  }
+
   // The last `n_last` pages are distinct ones from `first` on, to be written. Those before are
   // only read, and may be any from `others` on, again and again.
   std::vector<int32_t> Pages(int64_t n, int64_t n_last, int64_t first, int64_t others) const {
@@ -83,9 +93,7 @@ class Measurement {
     const int64_t end = begin + n_tokens;
     // No row counts as the prompt's end where the slice is a whole epoch.
     const int64_t prompt_tokens = n_tokens == epoch ? end + options.dense_tail_tokens + 1 : end;
-    PrefillWork work =
-        CostModel::EpochWork(options, DensityModel(options), begin, end, prompt_tokens) *
-        n_layers();
+    PrefillWork work = WorkOf(options, begin, end, prompt_tokens);
     if (!Fits(model_.PrefillUs(work))) return absl::OkStatus();
 
     const std::vector<int32_t> tokens(n_tokens, 0);

@@ -101,14 +101,22 @@ void Sequence::ForgetMatch() {
   sparse_state.alpha.assign(int64_t{shape.n_layers} * shape.n_heads, sparse.alpha);
 }
 
-PrefillWork Sequence::LayerWork(int64_t begin, int64_t end) const {
-  PrefillWork work = CostModel::EpochWork(sparse, density, begin, end, prompt_tokens());
-  // Logits of every row: a share of all products with weights, spread evenly over the layers.
-  if (request.n_prompt_logprobs >= 0 && shape.n_parameters > 0) {
-    const double n_weights = double(shape.vocab_size) * shape.hidden_size;
-    work.tokens *= 1 + n_weights / static_cast<double>(shape.n_parameters);
+PrefillWork Sequence::CellsWork(const PrefillCells& cells) const {
+  if (cells.n_layers() == 0) return {};
+  PrefillWork layer =
+      CostModel::EpochWork(sparse, density, cells.begin, cells.end, prompt_tokens());
+  if (!ReadsAllRows()) {
+    if (cells.layer_end < shape.n_layers) return layer * cells.n_layers();
+    PrefillWork work = layer * (cells.n_layers() - 1);
+    work += CostModel::LastLayerWork(shape, cells.begin, cells.end, prompt_tokens());
+    return work;
   }
-  return work;
+  // Logits of every row: a share of all products with weights, spread evenly over the layers.
+  if (shape.n_parameters > 0) {
+    const double n_weights = double(shape.vocab_size) * shape.hidden_size;
+    layer.tokens *= 1 + n_weights / static_cast<double>(shape.n_parameters);
+  }
+  return layer * cells.n_layers();
 }
 
 MatchRule Sequence::CacheRule(int64_t epoch_tokens) const {

@@ -87,8 +87,10 @@ struct Sequence {
     return prompt_tokens() + static_cast<int64_t>(choice.output.size()) - 1;
   }
 
-  // Predicted, of tokens [begin, end) at one layer; all in one epoch.
-  PrefillWork LayerWork(int64_t begin, int64_t end) const;
+  // Predicted.
+  PrefillWork CellsWork(const PrefillCells& cells) const;
+  // Whether all rows pass the last layer, or only the prompt's last one.
+  bool ReadsAllRows() const { return request.n_prompt_logprobs >= 0; }
 
   // How far cached pages may be taken over. At least one token is always left to compute: its
   // logits are the answer's beginning. The rows that attend densely whatever the policy (the last

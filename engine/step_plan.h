@@ -49,6 +49,13 @@ struct PrefillSlice {
   bool report_heads = false;            // SliceResult.report.heads
   SparseState* border_state = nullptr;  // if set, [n_layers, H]: gets the slice's layers as they
                                         // are behind this epoch, before the next slice changes them
+
+  // Of the slice's rows, so many last ones are read behind the last layer. There the others leave
+  // their keys and values and go no further.
+  int64_t NReadRows() const {
+    if (!logprob_tokens.empty()) return end - begin;
+    return end == prompt_tokens ? 1 : 0;
+  }
 };
 
 struct PageCopy {

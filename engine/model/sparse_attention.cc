@@ -335,10 +335,11 @@ void PrefillAttention::UploadBudgets(const EpochPolicy& policy) {
 
 void PrefillAttention::Run(const LayerArgs& args) {
   ArenaScope scope(arena_);
-  const int64_t n_q = slice_.n_q;
-  const int64_t end = slice_.q_begin + n_q;
+  const int64_t n_q = args.q.dim(0);
+  const int64_t end = slice_.q_begin + slice_.n_q;
   const bool windowed = args.window > 0 && args.window < end;
-  const int64_t n_policy_rows = windowed ? 0 : slice_.epoch->n_policy_rows;
+  const bool exact = windowed || n_q < slice_.n_q;
+  const int64_t n_policy_rows = exact ? 0 : slice_.epoch->n_policy_rows;
   if (n_policy_rows > 0) {
     const int64_t layer = args.layer - slice_.layer_begin;
     sampled_[layer] = true;
@@ -348,7 +349,7 @@ void PrefillAttention::Run(const LayerArgs& args) {
         .Run();
   }
   if (n_policy_rows == n_q) return;
-  const int64_t exact_begin = slice_.q_begin + n_policy_rows;
+  const int64_t exact_begin = end - n_q + n_policy_rows;
   backend_.AttendDense({.q = args.q.Slice(n_policy_rows, n_q),
                         .dual = args.dual.Slice(n_policy_rows, n_q),
                         .q_begin = exact_begin,

@@ -61,24 +61,25 @@ class PrefillAttention {
   };
   struct LayerArgs {
     int32_t layer = 0;
-    TensorView q;  // [T, H, D] act
+    TensorView q;  // [n, H, D] act, of the slice's n last rows, n <= T
     DualChunkQueries dual = {};
     KvView kv;           // n_tokens = q_begin + T
     int64_t window = 0;  // of this layer's sliding window attention; 0 = none
-    TensorView out;      // [T, H, D] act, written
+    TensorView out;      // [n, H, D] act, written
   };
 
   // Takes its records from the arena: they live as long as this object.
   PrefillAttention(const Slice& slice, const ModelShape& shape, Backend& backend, Arena& arena);
 
   // Where the layer's sliding window hides keys, rows attend to their window exactly, whatever the
-  // policy: it leaves nothing to choose from.
+  // policy: it leaves nothing to choose from. So do rows that are not all of the slice's, the read
+  // ones of the last layer: the others are not there to choose by.
   void Run(const LayerArgs& args);
 
   // Once, behind the last layer. Waits for the backend, steers slice.alpha and adds what was done
-  // to `report`: pairs of all rows; cells and recalls of the rows under a sparse policy, and to
-  // report.heads, [n_layers, H], unless it is empty. A recall
-  // is that of the attention used: 1 for the audit rows of dense and of repaired heads.
+  // to `report`: pairs of all rows that attended; cells and recalls of the rows under a sparse
+  // policy, and to report.heads, [n_layers, H], unless it is empty. A recall is that of the
+  // attention used: 1 for the audit rows of dense and of repaired heads.
   void Finish(SparseReport& report);
 
   // Makes the largest allocations that this class can make, under any options, for arenas in

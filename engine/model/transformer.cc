@@ -142,6 +142,10 @@ void Transformer::Forward(const Batch& batch, TensorView x, TensorView logits, A
     const LayerWeights& w = weights_.layers[layer];
     for (KvView& kv : kvs_) kv.layer_offset_bytes = layer * layout_.LayerBytes();
 
+    // Behind the keys and values of the last layer, only rows that are read go on.
+    const int64_t first = layer + 1 == shape.n_layers ? n_rows - batch.n_read : 0;
+    const TensorView rows = x.Slice(first, n_rows);
+
     backend_.RmsNorm({.x = x, .weight = w.input_norm, .eps = eps, .out = s.normed});
     {
       ArenaScope attention_scope(arena);
@@ -164,12 +168,16 @@ void Transformer::Forward(const Batch& batch, TensorView x, TensorView logits, A
                                      .q_scale = dual.q_scale,
                                      .next = a.dual.next,
                                      .far = a.dual.far}});
-      Attend(batch, layer, a.q(), a.dual, a.attended.SplitColumns(shape.n_heads, shape.head_dim));
+      if (first == n_rows) break;
+      const TensorView attended = a.attended.Slice(first, n_rows);
+      Attend(batch, layer, a.q().Slice(first, n_rows), a.dual.Slice(first, n_rows),
+             attended.SplitColumns(shape.n_heads, shape.head_dim));
       backend_.Linear(
-          {.x = a.attended, .weight = w.o.get(), .bias = w.o_bias, .accumulate = true, .y = x});
+          {.x = attended, .weight = w.o.get(), .bias = w.o_bias, .accumulate = true, .y = rows});
     }
-    backend_.RmsNorm({.x = x, .weight = w.post_norm, .eps = eps, .out = s.normed});
-    FeedForward(w, s.normed, x, arena);
+    const TensorView normed = s.normed.Slice(first, n_rows);
+    backend_.RmsNorm({.x = rows, .weight = w.post_norm, .eps = eps, .out = normed});
+    FeedForward(w, normed, rows, arena);
   }
   if (!logits.empty()) Logits(x.Slice(n_rows - logits.dim(0), n_rows), logits, arena);
 }
@@ -290,6 +298,7 @@ void Transformer::Prefill(const PrefillSlice& slice, TensorView hidden, TensorVi
   const int64_t n_heads = config_.shape.n_heads;
   std::vector<float>& alpha = slice.sparse_state->alpha;
   LH_CHECK(n_rows > 0 && hidden.dim(0) == n_rows);
+  LH_CHECK(logits.empty() || slice.NReadRows() > 0);
   LH_CHECK(static_cast<int64_t>(alpha.size()) == config_.shape.n_layers * n_heads);
   ArenaScope scope(arena);
   const std::span<const int32_t> pages =
@@ -310,6 +319,7 @@ void Transformer::Prefill(const PrefillSlice& slice, TensorView hidden, TensorVi
            .positions = UploadArray<int64_t>(positions_, arena),
            .dual = UploadDualPositions(arena),
            .rows_per_kv = n_rows,
+           .n_read = slice.NReadRows(),
            .kvs_copy = UploadArray<KvView>(kvs_, arena),
            .layer_begin = slice.layer_begin,
            .layer_end = slice.layer_end,
@@ -345,6 +355,7 @@ Transformer::Batch Transformer::UploadDecode(std::span<const DecodeRow> rows, in
           .positions = UploadArray<int64_t>(positions_, arena),
           .dual = UploadDualPositions(arena),
           .rows_per_kv = 1,
+          .n_read = n_places,
           .kvs_copy = UploadArray<KvView>(kvs_, arena),
           .layer_begin = 0,
           .layer_end = config_.shape.n_layers};

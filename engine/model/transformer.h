@@ -24,8 +24,9 @@ class Transformer {
               const KvLayout& layout, void* kv_pool);
 
   // Runs the slice's layers. `hidden` [T, E] f32 enters with the state after layer_begin layers
-  // (not read when that is 0) and leaves with the state after layer_end. `logits` [1, V] f32 of the
-  // last row is written unless it is empty; only for slices that reach the last layer. The slice's
+  // (not read when that is 0) and leaves with the state after layer_end: behind the last layer only
+  // in the slice's NReadRows() last rows. `logits` [1, V] f32 of the last row is written unless it
+  // is empty; only for slices that reach the last layer, with a row that is read. The slice's
   // sparse_state must be complete, [n_layers, H].
   void Prefill(const PrefillSlice& slice, TensorView hidden, TensorView logits, Arena& arena,
                SparseReport& report);
@@ -64,6 +65,7 @@ class Transformer {
     const int64_t* positions = nullptr;  // [T] in backend memory
     DualPositions dual;
     int64_t rows_per_kv = 0;           // T for an epoch, 1 when decoding
+    int64_t n_read = 0;                // rows, the last ones, that pass all of the last layer
     const KvView* kvs_copy = nullptr;  // in backend memory
     int32_t layer_begin = 0;
     int32_t layer_end = 0;

@@ -344,7 +344,8 @@ void Page::Heads() {
     if (!begun) {
       Section("Heads",
               "What each query head of each layer kept, and what it mostly was over the "
-              "epochs of all prompts.");
+              "epochs of all prompts. A cell that is not drawn chose nothing: of the last layer, "
+              "only the rows that are read are computed.");
     }
     begun = true;
     Add("<h3>{}</h3>\n<div class=\"row\">\n", EscapeXml(policy.name));

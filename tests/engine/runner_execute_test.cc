@@ -67,6 +67,9 @@ class RunnerTest : public ::testing::TestWithParam<const char*> {
   const std::vector<int32_t> prompt_ = RandomTokens(1000, 64, 3);
 };
 
+// Of a prompt of n tokens: all of its triangle, but of the last layer its last row.
+int64_t ComputedPairs(int64_t n) { return kHeadCells * ((kLayers - 1) * CausalPairs({0, n}) + n); }
+
 float MaxError(const std::vector<float>& a, const std::vector<float>& b) {
   EXPECT_EQ(a.size(), b.size());
   float error = 0;
@@ -157,7 +160,7 @@ TEST_P(RunnerTest, EveryModeWithNothingLeftOutEqualsDense) {
   SparseReport report;
   const auto dense = PrefillOnce(prompt_, {.mode = SparseMode::kDense}, &report);
   EXPECT_EQ(report.Density(), 1.0);
-  EXPECT_EQ(report.causal_pairs, kHeadCells * kLayers * CausalPairs({0, 1000}));
+  EXPECT_EQ(report.causal_pairs, ComputedPairs(1000));
   EXPECT_EQ(report.n_recalls, 0);
   // alpha = 1 takes the dense path: equal bits.
   EXPECT_EQ(PrefillOnce(prompt_, Sample(1.0f)), dense);
@@ -216,7 +219,8 @@ TEST_P(RunnerTest, VerticalSlashFollowsItsBudgetsNotAlpha) {
   const auto logits = PrefillOnce(prompt_, sparse, &report);
   EXPECT_LT(report.Density(), 0.9);
   EXPECT_GT(report.n_head_epochs, 0);
-  EXPECT_EQ(report.n_dense, kHeadCells * kLayers);  // 256 diagonals are all of the first epoch
+  EXPECT_EQ(report.n_dense,
+            kHeadCells * (kLayers - 1));  // 256 diagonals are all of the first epoch
   EXPECT_EQ(report.n_repaired + report.n_streaming, 0);
   EXPECT_GT(report.RecallMean(), 0.4);
   for (float alpha : {0.1f, 1.0f}) {
@@ -234,7 +238,7 @@ TEST_P(RunnerTest, VerticalSlashFollowsItsBudgetsNotAlpha) {
                            all, local))
           .value());
   PrefillOnce(prompt_, sparse, &report);
-  EXPECT_EQ(report.n_streaming * kHeadCells * kLayers, report.n_head_epochs);
+  EXPECT_EQ(report.n_streaming * kHeadCells * (kLayers - 1), report.n_head_epochs);
   EXPECT_EQ(report.n_dense + report.n_streaming, report.n_head_epochs);
 }
 
@@ -246,9 +250,9 @@ TEST_P(RunnerTest, StreamingKeepsExactlyTheLocalPairs) {
   const LocalPattern local{.sink = sparse.sink, .window = sparse.window};
   // Rows [0, 968) stream; the 32 last ones are exact.
   const int64_t kept = LocalPairs({0, 968}, local) + CausalPairs({968, 1000});
-  EXPECT_EQ(report.kept_pairs, kHeadCells * kLayers * kept);
+  EXPECT_EQ(report.kept_pairs, kHeadCells * ((kLayers - 1) * kept + 1000));
   EXPECT_EQ(report.n_streaming, report.n_head_epochs);
-  EXPECT_EQ(report.n_head_epochs, kHeadCells * kLayers * 4);
+  EXPECT_EQ(report.n_head_epochs, kHeadCells * (kLayers - 1) * 4);
 }
 
 TEST_P(RunnerTest, ARepairRaisesAlphaForTheNextEpochs) {
@@ -267,6 +271,35 @@ TEST_P(RunnerTest, ARepairRaisesAlphaForTheNextEpochs) {
   EXPECT_GT(n_raised, 0);
 }
 
+// Against a prompt all of whose rows are read: the same logits, and the same bits in the KV cache.
+TEST_P(RunnerTest, OnlyRowsThatAreReadPassTheLastLayer) {
+  for (const SparseOptions& sparse : {SparseOptions{.mode = SparseMode::kDense}, Sample(0.6f)}) {
+    const auto executor = Load();
+    DrivenSequence last_read = MakeSequence(prompt_, 0, 1, 1001);
+    DrivenSequence all_read = MakeSequence(prompt_, 20, 1, 1001);
+    last_read.sparse = all_read.sparse = sparse;
+    const auto logits = Prefill(*executor, last_read, kEpoch);
+    std::vector<float> expected;
+    for (int64_t begin = 0; begin < 1000; begin += kEpoch) {
+      const int64_t end = std::min<int64_t>(begin + kEpoch, 1000);
+      PrefillSlice slice = SliceOf(all_read, begin, end, 0, kLayers);
+      slice.logprob_tokens =
+          std::span<const int32_t>(prompt_).subspan(begin + 1, std::min<int64_t>(end, 999) - begin);
+      expected = RunSlice(*executor, all_read, slice);
+    }
+    EXPECT_LT(MaxError(logits, expected), 1e-4f);
+    EXPECT_EQ(DecodeOne(*executor, last_read, 7), DecodeOne(*executor, all_read, 7));
+
+    EXPECT_EQ(last_read.report.causal_pairs, ComputedPairs(1000));
+    EXPECT_EQ(all_read.report.causal_pairs, kHeadCells * kLayers * CausalPairs({0, 1000}));
+    const bool sampled = sparse.mode == SparseMode::kSample;
+    for (int64_t head = (kLayers - 1) * kHeadCells; head < kLayers * kHeadCells; ++head) {
+      EXPECT_EQ(last_read.report.heads[head].n_epochs, 0);
+      EXPECT_EQ(all_read.report.heads[head].n_epochs > 0, sampled);
+    }
+  }
+}
+
 TEST_P(RunnerTest, PromptEndsAndTinyEpochs) {
   // Lengths around the epoch grid and the dense tail: one-row epochs, epochs within the tail.
   for (int64_t n : {1, 31, 33, 255, 256, 257, 288, 289, 512, 513}) {
@@ -279,7 +312,7 @@ TEST_P(RunnerTest, PromptEndsAndTinyEpochs) {
     // sample.
     EXPECT_EQ(report.n_head_epochs > 0, n > 112) << n;
     EXPECT_LE(report.kept_pairs, report.causal_pairs) << n;
-    EXPECT_EQ(report.causal_pairs, kHeadCells * kLayers * CausalPairs({0, n})) << n;
+    EXPECT_EQ(report.causal_pairs, ComputedPairs(n)) << n;
   }
 }
 

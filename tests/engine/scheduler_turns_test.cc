@@ -247,7 +247,7 @@ TEST_F(TurnsTest, AfterACancelTheNextShortPromptIsServedAtOnce) {
   std::mt19937 random(5);
   for (int32_t trial = 0; trial < 10; ++trial) {
     const auto sink = Add(Prompt(16'384, 1, trial + 1));
-    const int n_steps = 20 + static_cast<int>(random() % 300);
+    const int n_steps = 20 + static_cast<int>(random() % 200);
     for (int i = 0; i < n_steps; ++i) Step();
     const int64_t begin_us = now_us_;
     const int64_t in_flight_us = Step();

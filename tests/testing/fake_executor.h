@@ -51,6 +51,7 @@ struct FakeModel {
   double token_us = 1;
   double pair_us = 0.002;
   double row_us = 5;
+  double kv_share = 0.2;  // of a layer's own costs, for rows that leave it keys and values alone
 };
 
 class FakeExecutor : public Executor {
@@ -242,8 +243,10 @@ class FakeExecutor : public Executor {
     const int64_t first_tail_row = slice.prompt_tokens - slice.sparse->dense_tail_tokens;
     for (int32_t layer = slice.layer_begin; layer < slice.layer_end; ++layer) {
       float& alpha = slice.sparse_state->alpha[int64_t{layer} * model_.shape.n_heads];
+      const int64_t n_passing = layer + 1 == model_.shape.n_layers ? slice.NReadRows() : n_rows;
+      const bool sparse = !dense && n_passing == n_rows;
       uint64_t pattern = 0;  // what every sparse row of this epoch depends on
-      if (!dense) {
+      if (sparse) {
         pattern =
             Mix(static_cast<uint64_t>(alpha * 1e6f), static_cast<uint64_t>(slice.sparse->mode));
         for (uint64_t h : slot.hidden) pattern = Mix(pattern, h);
@@ -255,7 +258,8 @@ class FakeExecutor : public Executor {
         const uint64_t key = Mix(slot.hidden[i], layer);
         Cell(slice.pages[position / kPageTokens], layer)[position % kPageTokens] = key;
         sum += Mix(key, position);
-        const bool sparse_row = !dense && position < first_tail_row;
+        if (i < n_rows - n_passing) continue;
+        const bool sparse_row = sparse && position < first_tail_row;
         slot.hidden[i] = Mix(slot.hidden[i], sparse_row ? sum ^ pattern : sum);
       }
     }
@@ -268,12 +272,15 @@ class FakeExecutor : public Executor {
     }
 
     SliceResult result;
-    const double n_layers = slice.layer_end - slice.layer_begin;
+    const bool last_is_short =
+        slice.layer_end == model_.shape.n_layers && slice.NReadRows() < n_rows;
+    const double n_layers = slice.layer_end - slice.layer_begin - (last_is_short ? 1 : 0);
     const double pairs = 0.5 * static_cast<double>(n_rows * (slice.begin + slice.end + 1));
-    result.elapsed_us = static_cast<int64_t>(
-        n_layers *
-        (model_.cell_us + model_.token_us * static_cast<double>(n_rows) + model_.pair_us * pairs));
-    result.report.causal_pairs = static_cast<int64_t>(pairs * n_layers);
+    const double own_us = model_.cell_us + model_.token_us * static_cast<double>(n_rows);
+    result.elapsed_us = static_cast<int64_t>(n_layers * (own_us + model_.pair_us * pairs) +
+                                             (last_is_short ? model_.kv_share * own_us : 0));
+    result.report.causal_pairs = static_cast<int64_t>(pairs * n_layers) +
+                                 (last_is_short && slice.NReadRows() > 0 ? slice.end : 0);
     result.report.kept_pairs = result.report.causal_pairs / (dense ? 1 : 4);
     AddLogprobs(slice, slot, result.prompt_logprobs);
     if (slice.layer_end == model_.shape.n_layers && slice.end == slice.prompt_tokens) {

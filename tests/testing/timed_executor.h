@@ -32,7 +32,8 @@ struct TimedMachine {
   double dense_key_us = 0.03;       // per key of an exact pass, whatever the rows
   double remote_share = 0.004;      // of the keys beyond sink and window: what sparse rows keep ...
   double remote_keys = 60;          // ... and a number per row
-  double layer_spread = 0.6;        // layers keep from 1 - spread to 1 + spread times that
+  double kv_share = 0.2;      // of a layer's own costs, for rows that leave it keys and values
+  double layer_spread = 0.6;  // layers keep from 1 - spread to 1 + spread times that
   // Of a decode step
   double step_us = 900;
   double row_us = 50;
@@ -101,7 +102,18 @@ class TimedExecutor : public Executor {
     SliceResult result;
     double us = 0;
     double kept = 0;
-    for (int32_t layer = slice.layer_begin; layer < slice.layer_end; ++layer) {
+    int32_t n_whole_layers = slice.layer_end - slice.layer_begin;
+    if (slice.layer_end == machine_.shape.n_layers && slice.NReadRows() < slice.end - slice.begin) {
+      const bool read = slice.NReadRows() > 0;
+      const auto n_read_pairs = static_cast<double>(read ? slice.end : 0);
+      us += machine_.cell_us * (read ? 1.0 : machine_.kv_share) +
+            machine_.token_us * machine_.kv_share * static_cast<double>(slice.end - slice.begin) +
+            (machine_.pair_us + machine_.dense_key_us) * n_read_pairs;
+      kept += n_read_pairs;
+      --n_whole_layers;
+    }
+    const double n_last_pairs = kept;
+    for (int32_t layer = slice.layer_begin; layer < slice.layer_begin + n_whole_layers; ++layer) {
       us += machine_.cell_us + machine_.token_us * static_cast<double>(slice.end - slice.begin);
       if (epoch.n_policy_rows > 0) {
         const double layer_kept = KeptPairs(slice, sparse_end, layer);
@@ -116,11 +128,11 @@ class TimedExecutor : public Executor {
         kept += Pairs(sparse_end, slice.end);
       }
     }
-    const double n_layers = slice.layer_end - slice.layer_begin;
     const double n_heads = machine_.shape.n_heads;
     result.elapsed_us = Noisy(us);
     result.report.kept_pairs = std::llround(n_heads * kept);
-    result.report.causal_pairs = std::llround(n_heads * n_layers * Pairs(slice.begin, slice.end));
+    result.report.causal_pairs =
+        std::llround(n_heads * (n_whole_layers * Pairs(slice.begin, slice.end) + n_last_pairs));
     if (slice.end == slice.prompt_tokens && slice.layer_end == machine_.shape.n_layers) {
       result.logits = logits_;
     }
