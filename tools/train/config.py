@@ -71,7 +71,7 @@ PRESETS = {
             Phase(6_000_000, 256, 8192, 4096, 0.7),  # retrieval forms within 3 million tokens
             Phase(8_000_000, 512, 16384, 4096, 0.6),
             Phase(7_000_000, 2048, 16384, 4096, 0.6),
-            Phase(2_000_000, 8192, 24576, 8192, 0.6),
+            Phase(1_000_000, 8192, 24576, 8192, 0.6),
         ),
     ),
     # A few seconds: for the test of the recipe.

@@ -26,6 +26,7 @@ def export(preset, weights, tokenizer, tokenizer_path, out):
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: w.to(torch.bfloat16).contiguous().cpu() for name, w in weights.items()}
     safetensors.torch.save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # it is written for its owner alone
     shutil.copyfile(tokenizer_path, out / "tokenizer.model")
     bos, eos = tokenizer.bos_id(), tokenizer.eos_id()
     write_json(
