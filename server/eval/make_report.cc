@@ -117,6 +117,7 @@ std::vector<EvalHead> MakeHeads(const std::vector<HeadReport>& from, int32_t n_h
   std::vector<EvalHead> heads;
   for (size_t i = 0; n_heads > 0 && i < from.size(); ++i) {
     const HeadReport& head = from[i];
+    if (head.n_epochs == 0) continue;  // of the last layer, where only rows that are read attend
     heads.push_back({.layer = static_cast<int32_t>(i) / n_heads,
                      .head = static_cast<int32_t>(i) % n_heads,
                      .density = head.causal_pairs == 0 ? 1

@@ -72,7 +72,7 @@ struct EvalPolicy {
   double recall_mean = 1;       // of the histogram's values
   double recall_p1 = 1;         // their first percentile
   double density = 1;           // mean over samples
-  std::vector<EvalHead> heads;  // [n_layers * n_heads] layer by layer; empty where nothing is known
+  std::vector<EvalHead> heads;  // layer by layer, those with epochs; empty where nothing is known
 };
 
 struct EvalReport {
