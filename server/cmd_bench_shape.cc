@@ -205,6 +205,8 @@ void PrintTables(const Report& report) {
         100 * *report.forced_density);
   }
   if (!report.prefills.empty()) {
+    fmt::print(
+        "Of the last layer: keys and values of all tokens, the rest of the last one alone.\n");
     fmt::print("\n");
     PrintPrefills(report);
   }
