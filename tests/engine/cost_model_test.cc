@@ -145,6 +145,20 @@ TEST(CostModel, SparseEpochsCountTheirKeptAndSampledPairs) {
   EXPECT_EQ(last.dense_keys, 131'072);
 }
 
+TEST(CostModel, TheLastLayerIsKeysAndValuesAndOneRow) {
+  // q, k and v are 6.3 of the 42 million weights of a layer.
+  const double share = 2048.0 * 48 * 64 / ((1.2e9 - 2.0 * 128'256 * 2048) / 16);
+  const PrefillWork inner = CostModel::LastLayerWork(kShape, 4'096, 8'192, 10'000);
+  EXPECT_NEAR(inner.cells, share, 1e-9);
+  EXPECT_NEAR(inner.tokens, share * 4'096, 1e-6);
+  EXPECT_EQ(inner.dense_pairs + inner.dense_keys + inner.kept_pairs + inner.sampled_pairs, 0);
+  const PrefillWork last = CostModel::LastLayerWork(kShape, 8'192, 10'000, 10'000);
+  EXPECT_EQ(last.cells, 1) << "all weights are read";
+  EXPECT_NEAR(last.tokens, share * 1'808, 1e-6);
+  EXPECT_EQ(last.dense_pairs, 10'000);
+  EXPECT_EQ(last.dense_keys, 10'000);
+}
+
 TEST(DensityModel, LocalKeysAreCountedExactly) {
   SparseOptions streaming;
   streaming.mode = SparseMode::kStreaming;
