@@ -91,7 +91,7 @@ def test_models_and_server_info(stubs):
     assert [model.name for model in models] == ["lookup"]
     model = stubs.GetModel(stubs.messages.GetModelRequest())
     assert json_format.MessageToDict(model) == json_format.MessageToDict(models[0])
-    assert model.n_layers == 2 and model.max_model_len > 1_000_000
+    assert model.n_layers == 3 and model.max_model_len > 1_000_000
     info = stubs.GetServerInfo(stubs.messages.GetServerInfoRequest())
     assert info.version and info.n_pages_total > 0
 

@@ -146,8 +146,8 @@ def replace(name, old, new):
     (truncate("model.safetensors", 100_000), ["model.safetensors"]),
     (truncate("tokenizer.json", 1000), ["tokenizer.json"]),
     (replace("config.json", '"hidden_size": 128', '"hidden_size": 256'), ["["]),
-    (replace("config.json", '"num_hidden_layers": 2', '"num_hidden_layers": 3'), ["model.layers.2"]),
-    (replace("config.json", '"num_hidden_layers": 2', '"num_hidden_layers": -2'), ["num_hidden_layers"]),
+    (replace("config.json", '"num_hidden_layers": 3', '"num_hidden_layers": 4'), ["model.layers.3"]),
+    (replace("config.json", '"num_hidden_layers": 3', '"num_hidden_layers": -3'), ["num_hidden_layers"]),
     (replace("config.json", "LlamaForCausalLM", "MambaForCausalLM"), ["Mamba"]),
 ])
 def test_damaged_model_folder(tmp_path, damage, words):

@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import words  # noqa: E402
 
 # ---- shape -------------------------------------------------------------------------------------
-LAYERS, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, FFN, VOCAB = 2, 4, 2, 64, 128, 64, 2048
+LAYERS, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, FFN, VOCAB = 3, 4, 2, 64, 128, 64, 2048
 MAX_POSITIONS = (1 << 20) + (1 << 16)
 ROPE_THETA = 1e24  # pair f turns by 10^(-0.75 f) rad per token
 PAIRS = HEAD_DIM // 2
@@ -214,6 +214,18 @@ def layer1():
     return q, k, v, o
 
 
+def layer2():
+    """All heads rest on BOS and add nothing. Engines compute the last layer only for the rows whose logits are read: what
+    the model is there to exercise lies before it."""
+    q = [zeros(HEAD_DIM, HIDDEN) for _ in range(HEADS)]
+    k = [zeros(HEAD_DIM, HIDDEN) for _ in range(KV_HEADS)]
+    for row in k:
+        row[FLAG_A][BOS_FLAG] = row[FLAG_A][CONST] = 0.5 * math.sqrt(SINK) * SQRT_SCALE
+    for row in q:
+        row[FLAG_A][CONST] = math.sqrt(SINK) * SQRT_SCALE
+    return q, k, [zeros(HEAD_DIM, HIDDEN) for _ in range(KV_HEADS)], zeros(HIDDEN, HEADS * HEAD_DIM)
+
+
 LOGIT = 4.0        # per code bit of the copied token: right 15, any other at most 9
 NOTHING_FOUND = 12  # bits: EOS wins unless something was copied
 
@@ -234,8 +246,8 @@ def stacked(heads):
 
 def tensors(pieces):
     result = {"model.embed_tokens.weight": embedding(pieces), "lm_head.weight": lm_head(pieces)}
-    norms = (NORM0_SQ, NORM1_SQ)
-    for index, (layer, norm_sq) in enumerate(zip((layer0(), layer1()), norms)):
+    norms = (NORM0_SQ, NORM1_SQ, NORM1_SQ + CODE)
+    for index, (layer, norm_sq) in enumerate(zip((layer0(), layer1(), layer2()), norms)):
         q, k, v, o = layer
         prefix = f"model.layers.{index}."
         result |= {
