@@ -59,8 +59,8 @@ def test_needle_in_process_and_again(tmp_path):
     assert sample["lengths"][1]["density"] < sample["lengths"][0]["density"]
     assert sample["recall_p1"] <= sample["recall_mean"]
     heads = sample["heads"]
-    # The second layer, the last one, chooses nothing: only the prompt's last row attends there.
-    assert [(h["layer"], h["head"]) for h in heads] == [(0, head) for head in range(4)]
+    # The last of the three layers chooses nothing: only the prompt's last row attends there.
+    assert [(h["layer"], h["head"]) for h in heads] == [(layer, head) for layer in range(2) for head in range(4)]
     for head in heads:
         assert head["n_streaming"] + head["n_sparse"] + head["n_dense"] == head["n_epochs"] > 0
     # The first layer looks back three tokens and to the beginning of the text.
