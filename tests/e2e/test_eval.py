@@ -64,7 +64,7 @@ def test_needle_in_process_and_again(tmp_path):
     for head in heads:
         assert head["n_streaming"] + head["n_sparse"] + head["n_dense"] == head["n_epochs"] > 0
     # The first layer looks back three tokens and to the beginning of the text.
-    assert all(h["n_streaming"] == h["n_epochs"] and h["density"] < 0.9 for h in heads)
+    assert all(h["n_streaming"] == h["n_epochs"] and h["density"] < 0.9 for h in heads[:4])
 
     # A run that was killed while it wrote its last result measures that one alone.
     store = out / "results.jsonl"
