@@ -3,10 +3,10 @@
 import argparse
 import json
 import pathlib
-import shutil
 
 import safetensors.torch
 import torch
+from sentencepiece import sentencepiece_model_pb2
 
 import config
 import data
@@ -27,7 +27,10 @@ def export(preset, weights, tokenizer, tokenizer_path, out):
     weights = {name: w.to(torch.bfloat16).contiguous().cpu() for name, w in weights.items()}
     safetensors.torch.save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)  # it is written for its owner alone
-    shutil.copyfile(tokenizer_path, out / "tokenizer.model")
+    pieces = sentencepiece_model_pb2.ModelProto.FromString(tokenizer_path.read_bytes())
+    pieces.trainer_spec.ClearField("input")  # where the books lay
+    pieces.trainer_spec.ClearField("model_prefix")
+    (out / "tokenizer.model").write_bytes(pieces.SerializeToString())
     bos, eos = tokenizer.bos_id(), tokenizer.eos_id()
     write_json(
         out / "config.json",
