@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "kernels/base/check.h"
+
 namespace longhaul::eval {
 namespace {
 
