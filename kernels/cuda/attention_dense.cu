@@ -5,6 +5,7 @@
 #include "kernels/base/check.h"
 #include "kernels/base/checked_math.h"
 #include "kernels/check_args.h"
+#include "kernels/cuda/dense_rows.cuh"
 #include "kernels/cuda/head_dim.h"
 #include "kernels/cuda/kv_tiles.cuh"
 #include "kernels/cuda/launch.h"
@@ -22,32 +23,11 @@ constexpr int kBlockRows = kThreads / kWarpLanes * kWarpRows;
 constexpr int kBlocksPerMultiprocessor = 2;
 constexpr int kMinSplitTiles = 16;  // below that a block's start and the merge cost more than it
 
-// A "packed row" is one query head of one token: row r of head block b stands for token r / pack
-// and query head b * pack + r % pack. pack = G fills the tiles of short calls; pack = 1 where
-// single heads are left out.
-struct DenseParams {
-  Global<const BF16> q;
-  Global<BF16> out;
-  Global<float> lse;                // [T, H] natural logarithm, or null
-  Global<const uint8_t> head_mask;  // [H], or null
-  PagedKv kv;
-  Partials partials;  // [n_splits, n_items, kBlockRows]
-  int64_t q_stride = 0;
-  int64_t out_stride = 0;
-  int64_t lse_stride = 0;
-  int32_t q_begin = 0;
-  int32_t key_begin = 0;
-  int32_t key_end = 0;
-  int32_t window = 0;  // the largest int32 where there is none
-  int32_t n_rows = 0;  // packed
-  int32_t pack = 1;
-  int32_t group = 1;
-  int32_t n_row_tiles = 0;
-  int32_t n_head_blocks = 0;
-  int32_t section_blocks = 1;  // head blocks whose keys and values share the L2 cache
+struct DenseParams : DenseRows {
+  PagedKv kv = {};
+  Partials partials = {};  // [n_splits, n_items, kBlockRows]
   int32_t n_splits = 1;
   int32_t n_places = 2;  // of the ring: 2 or 4
-  float scale_log2 = 0;
 };
 
 struct DenseItem {
@@ -323,53 +303,21 @@ int64_t AttendDenseScratchBytes(const DeviceLimits& limits, int64_t head_dim) {
 cudaError_t AttendDense(const AttendDenseArgs& args, const KeyRange& keys,
                         const DeviceLimits& limits, std::byte* scratch, cudaStream_t stream) {
   CheckArgs(args, DType::kBF16);
-  const int64_t n_tokens = args.q.dim(0);
-  const int64_t n_heads = args.q.dim(1);
-  const int64_t head_dim = args.kv.head_dim;
-  const int64_t n_keys = args.q_begin + n_tokens;
-  if (n_tokens == 0) return cudaSuccess;
-  LH_CHECK(IsKvTypeOfKernels(args.kv) && args.scale > 0);
-  LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
-  LH_CHECK(n_keys <= std::numeric_limits<int32_t>::max() - kTileKeys);
-  LH_CHECK(0 <= keys.begin && keys.begin <= keys.end);
-  LH_CHECK(args.q.stride(0) % 8 == 0 && args.out.stride(0) % 2 == 0);
+  if (args.q.dim(0) == 0) return cudaSuccess;
+  LH_CHECK(IsKvTypeOfKernels(args.kv));
 
-  const int64_t group = n_heads / args.kv.n_kv_heads;
-  const int64_t pack = args.head_mask != nullptr ? 1 : group;
-  DenseParams p;
-  p.q = static_cast<const BF16*>(args.q.data());
-  p.out = static_cast<BF16*>(args.out.data());
-  p.lse = args.lse.empty() ? nullptr : static_cast<float*>(args.lse.data());
-  p.head_mask = args.head_mask;
+  const int64_t pack = args.head_mask != nullptr ? 1 : args.q.dim(1) / args.kv.n_kv_heads;
+  DenseParams p{MakeDenseRows(args, keys, limits, pack, kBlockRows, kTileKeys)};
   p.kv = MakePagedKv(args.kv);
-  p.q_stride = args.q.stride(0);
-  p.out_stride = args.out.stride(0);
-  p.lse_stride = args.lse.empty() ? 0 : args.lse.stride(0);
-  p.q_begin = static_cast<int32_t>(args.q_begin);
-  p.key_begin = static_cast<int32_t>(std::min(keys.begin, n_keys));
-  p.key_end = static_cast<int32_t>(std::min(keys.end, n_keys));
-  p.window = static_cast<int32_t>(args.window == 0 ? n_keys : std::min(args.window, n_keys));
-  p.n_rows = static_cast<int32_t>(n_tokens * pack);
-  p.pack = static_cast<int32_t>(pack);
-  p.group = static_cast<int32_t>(group);
-  p.n_row_tiles = static_cast<int32_t>(CeilDiv(n_tokens * pack, kBlockRows));
-  p.n_head_blocks = static_cast<int32_t>(n_heads / pack);
-  p.scale_log2 = args.scale * kLog2E;
 
   // Few rows and many keys: more blocks share the keys of a tile.
   const int64_t n_items = int64_t{p.n_head_blocks} * p.n_row_tiles;
-  const int64_t n_seen = std::min<int64_t>(p.key_end - p.key_begin, p.window + n_tokens);
-  const int64_t max_splits = std::max<int64_t>(n_seen / (kMinSplitTiles * kTileKeys), 1);
+  const int64_t max_splits = std::max<int64_t>(SeenKeys(p) / (kMinSplitTiles * kTileKeys), 1);
   p.n_splits =
       static_cast<int32_t>(std::clamp<int64_t>(MaxSplitBlocks(limits) / n_items, 1, max_splits));
   const int64_t part_rows = n_items * p.n_splits * kBlockRows;
   p.partials.output = reinterpret_cast<float*>(scratch);
-  p.partials.lse = reinterpret_cast<float*>(scratch) + part_rows * head_dim;
-
-  const int64_t head_bytes = 2 * n_seen * args.kv.RowBytes();
-  const int64_t kv_heads_in_l2 = std::clamp<int64_t>(
-      limits.l2_bytes / 2 / std::max<int64_t>(head_bytes, 1), 1, args.kv.n_kv_heads);
-  p.section_blocks = static_cast<int32_t>(kv_heads_in_l2 * (group / pack));
+  p.partials.lse = reinterpret_cast<float*>(scratch) + part_rows * args.kv.head_dim;
 
   return WithKv(args.kv, [&]<class T, int kHeadDim>() {
     return LaunchDense<T, kHeadDim>(p, limits, stream);

@@ -337,47 +337,15 @@ bool SuitsHopper(const AttendDenseArgs& args, const DeviceLimits& limits) {
 cudaError_t AttendDenseHopper(const AttendDenseArgs& args, const KeyRange& keys,
                               const DeviceLimits& limits, cudaStream_t stream) {
   CheckArgs(args, DType::kBF16);
-  const int64_t n_tokens = args.q.dim(0);
-  const int64_t n_heads = args.q.dim(1);
-  const int64_t head_dim = args.kv.head_dim;
-  const int64_t n_keys = args.q_begin + n_tokens;
-  if (n_tokens == 0) return cudaSuccess;
-  LH_CHECK(args.kv.dtype == DType::kBF16 && args.scale > 0);
-  LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
-  LH_CHECK(n_keys <= std::numeric_limits<int32_t>::max() - hopper::kBlockKeys);
-  LH_CHECK(0 <= keys.begin && keys.begin <= keys.end);
-  LH_CHECK(args.q.stride(0) % 8 == 0 && args.out.stride(0) % 2 == 0);
+  if (args.q.dim(0) == 0) return cudaSuccess;
+  LH_CHECK(args.kv.dtype == DType::kBF16);
 
-  const int64_t group = n_heads / args.kv.n_kv_heads;
-  const int64_t pack = hopper::Pack(args);
-  hopper::HopperParams p;
-  p.q = static_cast<const BF16*>(args.q.data());
-  p.out = static_cast<BF16*>(args.out.data());
-  p.lse = args.lse.empty() ? nullptr : static_cast<float*>(args.lse.data());
-  p.head_mask = args.head_mask;
+  hopper::HopperParams p{MakeDenseRows(args, keys, limits, hopper::Pack(args), hopper::kBlockRows,
+                                       hopper::kBlockKeys)};
   p.page_ids = args.kv.pages;
-  p.q_stride = args.q.stride(0);
-  p.out_stride = args.out.stride(0);
-  p.lse_stride = args.lse.empty() ? 0 : args.lse.stride(0);
-  p.q_begin = static_cast<int32_t>(args.q_begin);
-  p.key_begin = static_cast<int32_t>(std::min(keys.begin, n_keys));
-  p.key_end = static_cast<int32_t>(std::min(keys.end, n_keys));
-  p.window = static_cast<int32_t>(args.window == 0 ? n_keys : std::min(args.window, n_keys));
-  p.n_rows = static_cast<int32_t>(n_tokens * pack);
-  p.pack = static_cast<int32_t>(pack);
-  p.group = static_cast<int32_t>(group);
-  p.n_row_tiles = static_cast<int32_t>(CeilDiv(n_tokens * pack, int64_t{hopper::kBlockRows}));
-  p.n_head_blocks = static_cast<int32_t>(n_heads / pack);
-  p.scale_log2 = args.scale * kLog2E;
   const cudaError_t error = hopper::MakePageMaps(args.kv, p.key_end, &p);
   if (error != cudaSuccess) return error;
-
-  const int64_t n_seen = std::min<int64_t>(p.key_end - p.key_begin, p.window + n_tokens);
-  const int64_t head_bytes = 2 * n_seen * head_dim * int64_t{sizeof(BF16)};
-  const int64_t kv_heads_in_l2 = std::clamp<int64_t>(
-      limits.l2_bytes / 2 / std::max<int64_t>(head_bytes, 1), 1, args.kv.n_kv_heads);
-  p.section_blocks = static_cast<int32_t>(kv_heads_in_l2 * (group / pack));
-  switch (head_dim) {
+  switch (args.kv.head_dim) {
     case 64:
       return hopper::LaunchHopper<64>(p, stream);
     case 128:

@@ -4,7 +4,7 @@
 // only.
 #pragma once
 
-#include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/dense_rows.cuh"
 #include "kernels/cuda/hopper_device.h"
 
 namespace longhaul::cuda::hopper {
@@ -17,30 +17,10 @@ inline constexpr int kBlockKeys = 128;
 inline constexpr int kBlockPages = kBlockKeys / static_cast<int>(kPageTokens);
 inline constexpr int kStages = 2;
 
-// Packed rows as in attention_dense.cu: row r of head block b is token r / pack and query head
-// b * pack + r % pack.
-struct HopperParams {
-  TensorMap pages;      // [page, K and V of each kv head, 64, D]
-  TensorMap last_page;  // the same with only the tokens of the last page that may be seen
-  Global<const BF16> q;
-  Global<BF16> out;
-  Global<float> lse;                // [T, H] natural logarithm, or null
-  Global<const uint8_t> head_mask;  // [H], or null
-  Global<const int32_t> page_ids;
-  int64_t q_stride = 0;
-  int64_t out_stride = 0;
-  int64_t lse_stride = 0;
-  int32_t q_begin = 0;
-  int32_t key_begin = 0;
-  int32_t key_end = 0;
-  int32_t window = 0;  // the largest int32 where there is none
-  int32_t n_rows = 0;  // packed
-  int32_t pack = 1;
-  int32_t group = 1;
-  int32_t n_row_tiles = 0;
-  int32_t n_head_blocks = 0;
-  int32_t section_blocks = 1;  // head blocks whose keys and values share the L2 cache
-  float scale_log2 = 0;
+struct HopperParams : DenseRows {
+  TensorMap pages = {};      // [page, K and V of each kv head, 64, D]
+  TensorMap last_page = {};  // the same with only the tokens of the last page that may be seen
+  Global<const int32_t> page_ids = {};
 };
 
 // What one block computes: rows [row_begin, row_begin + kBlockRows) of a head block, over the tiles
