@@ -4,23 +4,19 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 #include <vector>
 
-#include "kernels/ref/ref_ops.h"
-#include "tests/simt/device_problem.h"
+#include "tests/simt/dense_problem.h"
 
 namespace longhaul::cuda {
 namespace {
 
 using ::longhaul::testing::IsClose;
 using simt::DeviceArray;
-using simt::ForEachSeed;
 using testing::DeviceProblem;
 using testing::DeviceTensor;
-using testing::IsClose;
 using testing::ProblemShape;
-using testing::View;
+using Result = testing::DenseResult;
 
 // Few multiprocessors: no keys are split unless a test asks for it.
 constexpr DeviceLimits kOneMultiprocessor = {.n_multiprocessors = 1};
@@ -31,69 +27,20 @@ constexpr int64_t kLongContext = 12000;
 constexpr int64_t kLongContext = 600;  // the emulator takes its time
 #endif
 
-struct Result {
-  std::vector<float> out;  // [T, H, D]
-  std::vector<float> lse;  // [T, H]
-};
-
-class Problem {
+class Problem : public testing::DenseProblem {
  public:
-  explicit Problem(const ProblemShape& shape) : shape_(shape), attention_(shape, /*seed=*/11) {}
-
-  int64_t window = 0;
-  std::vector<uint8_t> head_mask;
-
-  Result Expected() {
-    constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-    const int64_t n_lse = shape_.n_tokens * shape_.n_heads;
-    Result result = {.out = std::vector<float>(n_lse * shape_.head_dim, kNan),
-                     .lse = std::vector<float>(n_lse, kNan)};
-    AttendDenseArgs args = Args();
-    args.q = attention_.q();
-    args.kv = attention_.kv();
-    args.head_mask = head_mask.empty() ? nullptr : head_mask.data();
-    args.out = View(result.out, {shape_.n_tokens, shape_.n_heads, shape_.head_dim});
-    args.lse = View(result.lse, {shape_.n_tokens, shape_.n_heads});
-    ref::AttendDense(args);
-    return result;
-  }
+  explicit Problem(const ProblemShape& shape) : DenseProblem(shape, /*seed=*/11) {}
 
   Result Run(const DeviceLimits& limits = kOneMultiprocessor, const KeyRange& keys = {}) {
-    const DeviceTensor<BF16> out({shape_.n_tokens, shape_.n_heads, shape_.head_dim});
-    const DeviceTensor<float> lse({shape_.n_tokens, shape_.n_heads});
-    const DeviceArray<uint8_t> mask(head_mask);
-    const DeviceArray<std::byte> scratch(AttendDenseScratchBytes(limits, shape_.head_dim));
-    AttendDenseArgs args = Args();
-    args.q = attention_.device_q();
-    args.kv = attention_.device_kv();
-    args.head_mask = mask.data();
-    args.out = out.view();
-    args.lse = lse.view();
-    EXPECT_EQ(AttendDense(args, keys, limits, scratch.data(), nullptr), cudaSuccess);
-    return {.out = out.Floats(), .lse = lse.Floats()};
-  }
-
-  void Check(const DeviceLimits& limits = kOneMultiprocessor, int n_seeds = 1) {
-    const Result expected = Expected();
-    ForEachSeed(n_seeds, [&] {
-      const Result actual = Run(limits);
-      // The weights are rounded to bf16 before they meet the values.
-      EXPECT_TRUE(IsClose(actual.out, expected.out, DType::kBF16, 2e-3));
-      EXPECT_TRUE(IsClose(actual.lse, expected.lse, DType::kF32, 1e-4));
+    const DeviceArray<std::byte> scratch(AttendDenseScratchBytes(limits, shape().head_dim));
+    return RunOnDevice([&](const AttendDenseArgs& args) {
+      return AttendDense(args, keys, limits, scratch.data(), nullptr);
     });
   }
 
- private:
-  AttendDenseArgs Args() const {
-    AttendDenseArgs args;
-    args.q_begin = shape_.q_begin;
-    args.scale = attention_.scale();
-    args.window = window;
-    return args;
+  void Check(const DeviceLimits& limits = kOneMultiprocessor, int n_seeds = 1) {
+    CheckRuns(n_seeds, [&] { return Run(limits); });
   }
-
-  ProblemShape shape_;
-  DeviceProblem attention_;
 };
 
 TEST(AttendDense, HeadDimsGroupsAndTails) {

@@ -4,30 +4,20 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 #include <vector>
 
-#include "kernels/ref/ref_ops.h"
-#include "tests/simt/device_problem.h"
+#include "tests/simt/dense_problem.h"
 
 namespace longhaul::cuda {
 namespace {
 
 using ::longhaul::testing::IsClose;
-using simt::DeviceArray;
-using simt::ForEachSeed;
 using testing::DeviceProblem;
 using testing::DeviceTensor;
 using testing::ProblemShape;
-using testing::View;
+using Result = testing::DenseResult;
 
 constexpr DeviceLimits kLimits = {.n_multiprocessors = 1};
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
-struct Result {
-  std::vector<float> out;  // [T, H, D]
-  std::vector<float> lse;  // [T, H]
-};
 
 class HopperAttention : public ::testing::Test {
  protected:
@@ -40,62 +30,19 @@ class HopperAttention : public ::testing::Test {
   }
 };
 
-class Problem {
+class Problem : public testing::DenseProblem {
  public:
-  explicit Problem(const ProblemShape& shape) : shape_(shape), attention_(shape, /*seed=*/23) {}
-
-  int64_t window = 0;
-  std::vector<uint8_t> head_mask;
-
-  Result Expected() {
-    const int64_t n_lse = shape_.n_tokens * shape_.n_heads;
-    Result result = {.out = std::vector<float>(n_lse * shape_.head_dim, kNan),
-                     .lse = std::vector<float>(n_lse, kNan)};
-    AttendDenseArgs args = Args();
-    args.q = attention_.q();
-    args.kv = attention_.kv();
-    args.head_mask = head_mask.empty() ? nullptr : head_mask.data();
-    args.out = View(result.out, {shape_.n_tokens, shape_.n_heads, shape_.head_dim});
-    args.lse = View(result.lse, {shape_.n_tokens, shape_.n_heads});
-    ref::AttendDense(args);
-    return result;
-  }
+  explicit Problem(const ProblemShape& shape) : DenseProblem(shape, /*seed=*/23) {}
 
   Result Run(const KeyRange& keys = {}, const DeviceLimits& limits = kLimits) {
-    const DeviceTensor<BF16> out({shape_.n_tokens, shape_.n_heads, shape_.head_dim});
-    const DeviceTensor<float> lse({shape_.n_tokens, shape_.n_heads});
-    const DeviceArray<uint8_t> mask(head_mask);
-    AttendDenseArgs args = Args();
-    args.q = attention_.device_q();
-    args.kv = attention_.device_kv();
-    args.head_mask = mask.data();
-    args.out = out.view();
-    args.lse = lse.view();
-    EXPECT_EQ(AttendDenseHopper(args, keys, limits, nullptr), cudaSuccess);
-    return {.out = out.Floats(), .lse = lse.Floats()};
-  }
-
-  void Check(int n_seeds = 1, const DeviceLimits& limits = kLimits) {
-    const Result expected = Expected();
-    ForEachSeed(n_seeds, [&] {
-      const Result actual = Run({}, limits);
-      // The weights are rounded to bf16 before they meet the values.
-      EXPECT_TRUE(IsClose(actual.out, expected.out, DType::kBF16, 2e-3));
-      EXPECT_TRUE(IsClose(actual.lse, expected.lse, DType::kF32, 1e-4));
+    return RunOnDevice([&](const AttendDenseArgs& args) {
+      return AttendDenseHopper(args, keys, limits, nullptr);
     });
   }
 
- private:
-  AttendDenseArgs Args() const {
-    AttendDenseArgs args;
-    args.q_begin = shape_.q_begin;
-    args.scale = attention_.scale();
-    args.window = window;
-    return args;
+  void Check(int n_seeds = 1, const DeviceLimits& limits = kLimits) {
+    CheckRuns(n_seeds, [&] { return Run({}, limits); });
   }
-
-  ProblemShape shape_;
-  DeviceProblem attention_;
 };
 
 // One to three tiles of 128 keys, whose last page is full, or not, or missing.
