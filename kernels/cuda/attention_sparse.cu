@@ -109,26 +109,9 @@ LH_DEVICE void WriteRows(const SparseParams& p, const SparseRows& rows, int warp
   }
 }
 
-template <int kHeadDim>
-LH_DEVICE SparseRows RowsOfBlock(const SparseParams& p) {
-  const int row_tile = p.n_row_tiles - 1 - BlockX() % p.n_row_tiles;
-  SparseRows rows;
-  rows.head = p.head_order[BlockX() / p.n_row_tiles];
-  rows.kv_head = rows.head / p.group;
-  rows.first = p.q_begin + row_tile * kBlockRows;
-  rows.last = std::min(rows.first + kBlockRows, p.q_begin + p.n_tokens) - 1;
-  rows.kind = static_cast<HeadKind>(p.kind[rows.head]);
-  rows.n_bands = rows.kind == HeadKind::kSparse ? p.n_bands[rows.head] : 0;
-  rows.copies = 0;
-  rows.copied_values = 0;
-  const int64_t copies_begin = p.copies_begin[rows.head];
-  if (copies_begin >= 0) {
-    constexpr int64_t kRowBytes = kHeadDim * int64_t{sizeof(BF16)};
-    rows.copies = p.copies_from_pool + 2 * copies_begin * kRowBytes;
-    rows.copied_values = CopiedKeys(p, p.n_stripes[rows.head]) * kRowBytes;
-  }
-  return rows;
-}
+// Three are in use: that of the tile in use, the next one, whose copies are under way, and the one
+// after it.
+using Slots = TileSlots<4>;
 
 // Keys of tile n, piece 2 n of the ring, then its values, piece 2 n + 1. The slot of a tile is
 // filled two tiles ahead.
@@ -137,7 +120,7 @@ class SparsePipeline {
  public:
   using Ring = TileRing<T, kHeadDim, kThreads, /*kScaleBytes=*/16>;
 
-  LH_DEVICE SparsePipeline(const SparseParams& p, Shared<uint8_t> memory, const TileSlots& slots)
+  LH_DEVICE SparsePipeline(const SparseParams& p, Shared<uint8_t> memory, const Slots& slots)
       : p_(p), ring_(memory, p.n_places), slots_(slots) {
     for (int piece = 0; piece < ring_.NAhead(); ++piece) Copy(piece);
   }
@@ -161,19 +144,18 @@ class SparsePipeline {
 
   const SparseParams& p_;
   Ring ring_;
-  const TileSlots& slots_;
+  const Slots& slots_;
 };
 
-// Grid [H * n_row_tiles].
 template <class T, int kHeadDim>
 LH_KERNEL(kThreads, kBlocksPerMultiprocessor)
 SparseKernel(const SparseParams p) {
   using Pipeline = SparsePipeline<T, kHeadDim>;
   SharedArena arena;
-  TileSlots slots(arena);
+  Slots slots(arena);
   const Shared<BF16> queries = arena.Carve<BF16>(TileElements<kHeadDim>(kBlockRows));
   const Shared<uint8_t> ring = arena.Carve<uint8_t>(Pipeline::Ring::Bytes(p.n_places));
-  const SparseRows rows = RowsOfBlock<kHeadDim>(p);
+  const SparseRows rows = RowsOfBlock<kHeadDim, kBlockRows>(p);
   BandSet bands;
   if (p.max_bands > 0 && rows.kind == HeadKind::kSparse) {
     const int n_words = BandSetWords(p.q_begin + p.n_tokens);
@@ -204,7 +186,11 @@ SparseKernel(const SparseParams p) {
     if (is_seen) {
       float scores[kRowTiles][kTileKeys / 8][4];
       ComputeScores<kHeadDim>(scores, queries + TileElements<kHeadDim>(WarpId() * kWarpRows), keys);
-      if (slots.mask(n) != TileMask::kNone) slots.Mask(scores, n, WarpId() * kWarpRows, bands);
+      if (slots.mask(n) != TileMask::kNone) {
+        slots.template Mask<kRowTiles>(
+            n, WarpId() * kWarpRows, bands,
+            [&](int r, int column, int e) -> float& { return scores[r][column][e]; });
+      }
       state.Update(scores, weights, p.scale_log2);
     }
     if (WarpId() == 0) slots.FinishFill<T, kHeadDim>(p, bands, n + 2, next_keys);
@@ -215,29 +201,25 @@ SparseKernel(const SparseParams p) {
   WriteRows<kHeadDim>(p, slots.rows(), WarpId() * kWarpRows, state);
 }
 
+template <int kHeadDim>
+cudaError_t CopyStripes(const SparseParams& p, cudaStream_t stream) {
+  return Launch({.name = "attend sparse: copy stripes",
+                 .grid = {kCopyBlocks, static_cast<unsigned>(p.n_heads)},
+                 .block = kThreads,
+                 .stream = stream},
+                CopyStripesKernel<kHeadDim>, p);
+}
+
 template <class T, int kHeadDim>
 cudaError_t LaunchSparse(SparseParams p, const DeviceLimits& limits, cudaStream_t stream) {
-  const auto n_heads = static_cast<unsigned>(p.n_heads);
-  cudaError_t error =
-      Launch({.name = "attend sparse: prepare", .grid = {1}, .block = kThreads, .stream = stream},
-             PrepareKernel, p);
-  if (error == cudaSuccess && p.most_copies > 0) {
-    error = Launch({.name = "attend sparse: copy stripes",
-                    .grid = {kCopyBlocks, n_heads},
-                    .block = kThreads,
-                    .stream = stream},
-                   CopyStripesKernel<kHeadDim>, p);
-  }
-  if (error != cudaSuccess) return error;
-
   const int band_words = p.max_bands > 0 ? BandSetWords(p.q_begin + p.n_tokens) : 0;
-  const int fixed_bytes = CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockRows)) +
-                          TileSlots::kBytes + CarvedBytes<uint32_t>(band_words);
+  const int fixed_bytes = CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockRows)) + Slots::kBytes +
+                          CarvedBytes<uint32_t>(band_words);
   using Ring = typename SparsePipeline<T, kHeadDim>::Ring;
   const int share_bytes = limits.shared_bytes / kBlocksPerMultiprocessor - kReservedSharedBytes;
   p.n_places = fixed_bytes + Ring::Bytes(4) <= share_bytes ? 4 : 2;
   return Launch({.name = "attend sparse",
-                 .grid = {n_heads * static_cast<unsigned>(p.n_row_tiles)},
+                 .grid = {static_cast<unsigned>(p.n_heads * p.n_row_tiles)},
                  .block = kThreads,
                  .smem_bytes = fixed_bytes + Ring::Bytes(p.n_places),
                  .stream = stream},
@@ -264,20 +246,21 @@ int64_t AttendSparseScratchBytes(int64_t n_heads, int64_t head_dim, const Stripe
   return CarveScratch(n_heads, head_dim, copies, nullptr, unused);
 }
 
-cudaError_t AttendSparse(const AttendSparseArgs& args, const StripeCopies& copies,
-                         const DeviceLimits& limits, std::byte* scratch, cudaStream_t stream) {
+cudaError_t PrepareSparse(const AttendSparseArgs& args, const StripeCopies& copies,
+                          int64_t block_rows, std::byte* scratch, cudaStream_t stream,
+                          SparseParams* params) {
   CheckArgs(args, DType::kBF16);
   LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
   const int64_t n_tokens = args.q.dim(0);
   const int64_t n_keys = args.q_begin + n_tokens;
-  if (n_tokens == 0) return cudaSuccess;
+  LH_CHECK(n_tokens > 0);
   LH_CHECK(IsKvTypeOfKernels(args.kv) && args.scale > 0);
   LH_CHECK(copies.n_keys == 0 || args.kv.dtype == DType::kBF16);
   LH_CHECK(n_keys <= std::numeric_limits<int32_t>::max() / 2);
   LH_CHECK(args.q.stride(0) % 8 == 0 && args.out.stride(0) % 2 == 0);
 
   const SparsePlan& plan = args.plan;
-  SparseParams p;
+  SparseParams& p = *params;
   p.q = args.q.As<BF16>();
   p.out = args.out.As<BF16>();
   p.lse = args.lse.As<float>();
@@ -289,7 +272,7 @@ cudaError_t AttendSparse(const AttendSparseArgs& args, const StripeCopies& copie
   p.n_tokens = static_cast<int32_t>(n_tokens);
   p.n_heads = static_cast<int32_t>(args.q.dim(1));
   p.group = p.n_heads / args.kv.n_kv_heads;
-  p.n_row_tiles = static_cast<int32_t>(CeilDiv(n_tokens, kBlockRows));
+  p.n_row_tiles = static_cast<int32_t>(CeilDiv(n_tokens, block_rows));
   p.scale_log2 = args.scale * kLog2E;
   p.sink = static_cast<int32_t>(std::min(plan.local.sink, n_keys));
   p.window = static_cast<int32_t>(std::min(plan.local.window, n_keys));
@@ -303,6 +286,20 @@ cudaError_t AttendSparse(const AttendSparseArgs& args, const StripeCopies& copie
   p.bands = plan.bands;
   p.kept_pairs = plan.kept_pairs;
   CarveScratch(p.n_heads, args.kv.head_dim, copies, scratch, p);
+  const cudaError_t error =
+      Launch({.name = "attend sparse: prepare", .grid = {1}, .block = kThreads, .stream = stream},
+             PrepareKernel, p);
+  if (error != cudaSuccess || p.most_copies == 0) return error;
+  return WithHeadDim(args.kv.head_dim,
+                     [&]<int kHeadDim>() { return CopyStripes<kHeadDim>(p, stream); });
+}
+
+cudaError_t AttendSparse(const AttendSparseArgs& args, const StripeCopies& copies,
+                         const DeviceLimits& limits, std::byte* scratch, cudaStream_t stream) {
+  if (args.q.dim(0) == 0) return cudaSuccess;
+  SparseParams p;
+  const cudaError_t error = PrepareSparse(args, copies, kBlockRows, scratch, stream, &p);
+  if (error != cudaSuccess) return error;
   return WithKv(args.kv, [&]<class T, int kHeadDim>() {
     return LaunchSparse<T, kHeadDim>(p, limits, stream);
   });

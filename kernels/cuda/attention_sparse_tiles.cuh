@@ -11,43 +11,9 @@
 #include <limits>
 
 #include "kernels/cuda/kv_tiles.cuh"
+#include "kernels/cuda/sparse_rows.cuh"
 
 namespace longhaul::cuda {
-
-struct SparseParams {
-  Global<const BF16> q;  // [T, H, D]
-  Global<BF16> out;      // [T, H, D]
-  Global<float> lse;     // [T, H] natural logarithm
-  PagedKv kv;
-  int64_t q_stride = 0;
-  int64_t out_stride = 0;
-  int64_t lse_stride = 0;
-  int32_t q_begin = 0;
-  int32_t n_tokens = 0;  // T
-  int32_t n_heads = 0;
-  int32_t group = 1;
-  int32_t n_row_tiles = 0;
-  int32_t n_places = 2;  // of the ring: 2 or 4
-  float scale_log2 = 0;
-  // The plan.
-  int32_t sink = 0;
-  int32_t window = 0;
-  int32_t stripe_width = 1;
-  int64_t max_stripes = 0;
-  int64_t max_bands = 0;
-  Global<const int32_t> kind;
-  Global<const int32_t> n_stripes;
-  Global<const int32_t> stripes;
-  Global<const int32_t> n_bands;
-  Global<const int32_t> bands;
-  Global<const int64_t> kept_pairs;
-  // Made by the first kernel of the call.
-  Global<int32_t> head_order;    // [H] the head with the most work first
-  Global<int64_t> copies_begin;  // [H] first key of the head's copies; -1: gathered from the pages
-  Global<BF16> copies;           // of a head with n keys: [n, D] keys, then [n, D] values
-  int64_t copies_from_pool = 0;  // bytes
-  int64_t most_copies = 0;       // keys
-};
 
 // Keys of the head's stripes, a whole number of tiles.
 LH_DEVICE int64_t CopiedKeys(const SparseParams& p, int n_stripes) {
@@ -80,6 +46,28 @@ struct SparseRows {
   int64_t copies;         // where the keys of its stripes were copied to, in bytes from the pool
   int64_t copied_values;  // from a copied key to its value; 0: keys are gathered from their pages
 };
+
+// Blocks [H * n_row_tiles]: the heads in their order, of each the last rows first.
+template <int kHeadDim, int kBlockRows>
+LH_DEVICE SparseRows RowsOfBlock(const SparseParams& p) {
+  const int row_tile = p.n_row_tiles - 1 - BlockX() % p.n_row_tiles;
+  SparseRows rows;
+  rows.head = p.head_order[BlockX() / p.n_row_tiles];
+  rows.kv_head = rows.head / p.group;
+  rows.first = p.q_begin + row_tile * kBlockRows;
+  rows.last = std::min(rows.first + kBlockRows, p.q_begin + p.n_tokens) - 1;
+  rows.kind = static_cast<HeadKind>(p.kind[rows.head]);
+  rows.n_bands = rows.kind == HeadKind::kSparse ? p.n_bands[rows.head] : 0;
+  rows.copies = 0;
+  rows.copied_values = 0;
+  const int64_t copies_begin = p.copies_begin[rows.head];
+  if (copies_begin >= 0) {
+    constexpr int64_t kRowBytes = kHeadDim * int64_t{sizeof(BF16)};
+    rows.copies = p.copies_from_pool + 2 * copies_begin * kRowBytes;
+    rows.copied_values = CopiedKeys(p, p.n_stripes[rows.head]) * kRowBytes;
+  }
+  return rows;
+}
 
 // The tiles that some of the rows need, in the order stripes, sink, bands, window.
 class TileWalk {
@@ -235,12 +223,12 @@ enum class TileMask : int32_t {
   kEmpty,      // no tile
 };
 
-// What the block knows of a tile while it is loaded and used. Three are in use: that of the
-// tile in use, the next one, whose copies are under way, and the one after it. The walk itself also
-// lies in shared memory: in registers, which scores and output fill, it made the compiler spill.
-inline constexpr int kSlots = 4;                             // at least 3; a power of two
-inline constexpr int kKeysPerLane = kTileKeys / kWarpLanes;  // of the warp that fills them
+inline constexpr int kKeysPerLane = kTileKeys / kWarpLanes;  // of the warp that fills slots
 
+// What the block knows of the tiles that are loaded and used: a ring of kSlots, a power of two. The
+// walk itself also lies in shared memory: in registers, which scores and output fill, it made the
+// compiler spill.
+template <int kSlots>
 class TileSlots {
  public:
   static constexpr int kBytes =
@@ -292,7 +280,6 @@ class TileSlots {
                             const int (&keys)[kKeysPerLane]) {
     constexpr int kRowBytes = kHeadDim * static_cast<int>(sizeof(T));
     SyncWarp();  // lane 0 has stored the tile
-    if (mask(n) == TileMask::kEmpty) return;
     const int slot = n & (kSlots - 1);
     const SparseRows rows = rows_[0];
     const SparseTile tile = tile_[slot];
@@ -320,7 +307,6 @@ class TileSlots {
     }
     whole = WarpAll(whole);
     crosses_bands = WarpAny(crosses_bands);
-    SyncWarp();  // all lanes have read the mask
     if (LaneId() != 0) return;
     values_[slot] = is_copied ? rows.copied_values : p.kv.head_stride / 2;
     if (crosses_bands) {
@@ -392,10 +378,10 @@ class TileSlots {
     return last - tile.first >= tile.near && first - (tile.first + kTileKeys - 1) < tile.far;
   }
 
-  // Scores of pairs that do not count become -infinity. `row`: the warp's first in the block.
-  template <int kRowTiles>
-  LH_DEVICE void Mask(float (&scores)[kRowTiles][kTileKeys / 8][4], int n, int row,
-                      const BandSet& bands) const {
+  // Scores of pairs that do not count become -infinity. `row`: the warp's first in the block;
+  // score_at(r, column, e): element e of the fragment of row tile r and of eight columns.
+  template <int kRowTiles, class ScoreAt>
+  LH_DEVICE void Mask(int n, int row, const BandSet& bands, const ScoreAt& score_at) const {
     const int slot = n & (kSlots - 1);
     const SparseTile tile = tile_[slot];
     const bool by_bands = mask(n) == TileMask::kBands;
@@ -414,7 +400,7 @@ class TileSlots {
             const int distance = lane_row + 16 * r + 8 * half - key;
             bool counts = in_range && distance >= tile.near && distance < tile.far;
             if (by_bands && counts) counts = !bands.Has(distance);
-            if (!counts) scores[r][column][2 * half + parity] = MinusInfinity();
+            if (!counts) score_at(r, column, 2 * half + parity) = MinusInfinity();
           }
         }
       }
