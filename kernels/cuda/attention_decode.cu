@@ -6,6 +6,7 @@
 #include "kernels/base/check.h"
 #include "kernels/base/checked_math.h"
 #include "kernels/check_args.h"
+#include "kernels/cuda/dual_chunk.cuh"
 #include "kernels/cuda/head_dim.h"
 #include "kernels/cuda/kv_tiles.cuh"
 #include "kernels/cuda/launch.h"
@@ -25,13 +26,12 @@ constexpr int kMinSharePages = 4;  // a block's start and the merge cost about a
 // A "pack" is up to 16 query heads of one kv head. A "unit" is one page of one pack of one row;
 // units are counted row by row, in a row pack by pack.
 struct DecodeParams {
-  Global<const BF16> q;
+  QueryForms queries;
   Global<BF16> out;
   Global<const KvView> kvs;   // [B]
   PagedKv kv;                 // strides and layer; pool and pages are each row's own
   Global<int32_t> row_begin;  // [B + 1] pages of the rows before
   Partials partials;          // [n_blocks, 2, kPackHeads]: a block's first segment, its last
-  int64_t q_stride = 0;
   int64_t out_stride = 0;
   int32_t n_rows = 0;
   int32_t n_heads = 0;
@@ -214,18 +214,20 @@ class PageRing {
   int next_page_;
 };
 
-// The query heads of a pack as left operands, straight from memory; rows without a head are 0.
+// The query heads of a pack, in the form for keys of page `page`, as left operands, straight from
+// memory; rows without a head are 0.
 template <int kHeadDim>
-LH_DEVICE void LoadQueries(const DecodeParams& p, const Segment& segment,
+LH_DEVICE void LoadQueries(const DecodeParams& p, const Segment& segment, int page,
                            uint32_t (&q)[kHeadDim / 16][1][4]) {
   const int lane = LaneId();
   const int n_heads = PackSize(p, segment.pack);
+  const Global<const BF16> queries =
+      p.queries.Row(segment.row, segment.n_tokens - 1, p.queries.ChunkOfTile(page));
   LH_UNROLL
   for (int half = 0; half < 2; ++half) {
     const int head = lane / 4 + 8 * half;
     const Global<const BF16> from =
-        p.q +
-        (segment.row * p.q_stride + (FirstHead(p, segment.pack) + head) * kHeadDim + lane % 4 * 2);
+        queries + ((FirstHead(p, segment.pack) + head) * kHeadDim + lane % 4 * 2);
     LH_UNROLL
     for (int step = 0; step < kHeadDim / 16; ++step) {
       q[step][0][half] = head < n_heads ? LoadVec<uint32_t>(from + step * 16) : 0u;
@@ -242,8 +244,9 @@ LH_DEVICE void AttendPages(const DecodeParams& p, const Segment& segment, Shared
   pages.Copy(0);
   if (p.n_stages == 3) pages.Copy(1);
   uint32_t q[kHeadDim / 16][1][4];
-  LoadQueries<kHeadDim>(p, segment, q);
   for (int i = 0; i < segment.n_pages; ++i) {
+    const int page = segment.page_begin + i;
+    if (i == 0 || p.queries.IsChunkBegin(page)) LoadQueries<kHeadDim>(p, segment, page, q);
     pages.Wait(i);
     pages.Copy(i + p.n_stages - 1);
     float scores[1][kWarpKeys / 8][4] = {};
@@ -434,18 +437,16 @@ cudaError_t AttendDecode(const AttendDecodeArgs& args, const DeviceLimits& limit
   const KvView& kv = args.kvs[0];
   const int64_t head_dim = kv.head_dim;
   LH_CHECK(IsKvTypeOfKernels(kv) && args.kvs_copy != nullptr && args.scale > 0);
-  LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
   LH_CHECK(args.q.stride(0) % 2 == 0 && args.out.stride(0) % 2 == 0);
 
   DecodeParams p;
-  p.q = static_cast<const BF16*>(args.q.data());
+  p.queries = MakeQueryForms(args.q, args.dual);
   p.out = static_cast<BF16*>(args.out.data());
   p.kvs = args.kvs_copy;
   p.kv = MakePagedKv(kv);
   p.partials.output = reinterpret_cast<float*>(scratch);
   p.partials.lse = reinterpret_cast<float*>(scratch) + NumPartials(limits) * head_dim;
   p.row_begin = reinterpret_cast<int32_t*>(scratch) + NumPartials(limits) * (head_dim + 1);
-  p.q_stride = args.q.stride(0);
   p.out_stride = args.out.stride(0);
   p.n_rows = static_cast<int32_t>(n_rows);
   p.n_heads = static_cast<int32_t>(args.q.dim(1));

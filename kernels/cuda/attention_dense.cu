@@ -6,6 +6,7 @@
 #include "kernels/base/checked_math.h"
 #include "kernels/check_args.h"
 #include "kernels/cuda/dense_rows.cuh"
+#include "kernels/cuda/dual_chunk.cuh"
 #include "kernels/cuda/head_dim.h"
 #include "kernels/cuda/kv_tiles.cuh"
 #include "kernels/cuda/launch.h"
@@ -24,6 +25,7 @@ constexpr int kBlocksPerMultiprocessor = 2;
 constexpr int kMinSplitTiles = 16;  // below that a block's start and the merge cost more than it
 
 struct DenseParams : DenseRows {
+  QueryForms queries = {};
   PagedKv kv = {};
   Partials partials = {};  // [n_splits, n_items, kBlockRows]
   int32_t n_splits = 1;
@@ -117,15 +119,22 @@ class TilePipeline {
   int next_page_ = 0;
 };
 
+// In the form for keys of `key_chunk`.
 template <int kHeadDim>
-LH_DEVICE void CopyQueriesAsync(const DenseParams& p, Shared<BF16> tile, int head, int row_begin) {
+LH_DEVICE void CopyQueriesAsync(const DenseParams& p, Shared<BF16> tile, const DenseItem& item,
+                                int key_chunk) {
   constexpr int kPieces = kHeadDim / 8;
   for (int piece = ThreadId(); piece < kBlockRows * kPieces; piece += kThreads) {
-    const int row = row_begin + piece / kPieces;
+    const int row = item.row_tile * kBlockRows + piece / kPieces;
     const bool valid = row < p.n_rows;
-    const int64_t at = row / p.pack * p.q_stride + (head + row % p.pack) * kHeadDim;
-    CopyAsync16(tile + (piece * 8 + piece / kPieces * kTilePad),
-                valid ? p.q + (at + piece % kPieces * 8) : p.q, valid);
+    Global<const BF16> from = p.q;
+    if (valid) {
+      const int token = row / p.pack;
+      const int head = item.head_block * p.pack + row % p.pack;
+      from = p.queries.Row(token, p.q_begin + token, key_chunk) +
+             (head * kHeadDim + piece % kPieces * 8);
+    }
+    CopyAsync16(tile + (piece * 8 + piece / kPieces * kTilePad), from, valid);
   }
 }
 
@@ -205,6 +214,7 @@ DenseKernel(const DenseParams p) {
   const Shared<uint8_t> ring = arena.Carve<uint8_t>(Tiles::Ring::Bytes(p.n_places));
   // Here and not in registers: with a pair more in each lane, D = 128 spills.
   const Shared<Visible> visible = arena.Carve<Visible>(kBlockRows) + WarpId() * kWarpRows;
+  const Shared<DenseItem> kept_item = arena.Carve<DenseItem>(1);
 
   // The tiles of this block: what its first to last row see, and of these its split.
   const int row_begin = item.row_tile * kBlockRows;
@@ -216,14 +226,16 @@ DenseKernel(const DenseParams p) {
   const int tile_end = MinOf(tile_begin + per_split, last_tile);
 
   const int kv_head = item.head_block * p.pack / p.group;
-  CopyQueriesAsync<kHeadDim>(p, q_tile, item.head_block * p.pack, row_begin);
+  CopyQueriesAsync<kHeadDim>(p, q_tile, item, p.queries.ChunkOfTile(tile_begin));
   Tiles tiles(p, ring, kv_head, tile_begin, tile_end);
 
   const int first_row = row_begin + WarpId() * kWarpRows;
-  const Shared<BF16> warp_q = q_tile + TileElements<kHeadDim>(WarpId() * kWarpRows);
   const bool has_rows = first_row < p.n_rows;
+  const Shared<BF16> warp_q = q_tile + TileElements<kHeadDim>(WarpId() * kWarpRows);
   static_assert(kWarpRows == kWarpLanes);  // one row per lane
   visible[LaneId()] = VisibleKeys(p, MinOf(first_row + LaneId(), p.n_rows - 1));
+  if (ThreadId() == 0) kept_item[0] = item;
+  SyncThreads();
   SoftmaxState<kHeadDim, kRowTiles> state;
   state.Clear();
   for (int tile = tile_begin; tile < tile_end; ++tile) {
@@ -243,9 +255,15 @@ DenseKernel(const DenseParams p) {
     }
     const Shared<BF16> tile_values = tiles.WaitForValues(tile);
     if (is_seen) AddValues<kHeadDim>(state.output, weights, tile_values);
+    if (tile + 1 < tile_end && p.queries.IsChunkBegin(tile + 1)) {
+      // All warps have their scores of this tile; the next wait shows them the new queries.
+      CopyQueriesAsync<kHeadDim>(p, q_tile, kept_item[0], p.queries.ChunkOfTile(tile + 1));
+      CopyAsyncCommit();
+      CopyAsyncWait<0>();
+    }
   }
   CopyAsyncWait<0>();
-  if (has_rows) WriteRows<kHeadDim>(p, item, first_row, state);
+  if (has_rows) WriteRows<kHeadDim>(p, kept_item[0], first_row, state);
 }
 
 // One warp per packed row: the sum of its splits.
@@ -273,8 +291,8 @@ int64_t MaxSplitBlocks(const DeviceLimits& limits) {
 
 template <class T, int kHeadDim>
 cudaError_t LaunchDense(DenseParams p, const DeviceLimits& limits, cudaStream_t stream) {
-  constexpr int kFixedBytes =
-      CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockRows)) + CarvedBytes<Visible>(kBlockRows);
+  constexpr int kFixedBytes = CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockRows)) +
+                              CarvedBytes<Visible>(kBlockRows) + CarvedBytes<DenseItem>(1);
   using Ring = typename TilePipeline<T, kHeadDim>::Ring;
   const int share_bytes = limits.shared_bytes / kBlocksPerMultiprocessor - kReservedSharedBytes;
   p.n_places = kFixedBytes + Ring::Bytes(4) <= share_bytes ? 4 : 2;
@@ -308,6 +326,7 @@ cudaError_t AttendDense(const AttendDenseArgs& args, const KeyRange& keys,
 
   const int64_t pack = args.head_mask != nullptr ? 1 : args.q.dim(1) / args.kv.n_kv_heads;
   DenseParams p{MakeDenseRows(args, keys, limits, pack, kBlockRows, kTileKeys)};
+  p.queries = MakeQueryForms(args.q, args.dual);
   p.kv = MakePagedKv(args.kv);
 
   // Few rows and many keys: more blocks share the keys of a tile.

@@ -51,7 +51,6 @@ inline DenseRows MakeDenseRows(const AttendDenseArgs& args, const KeyRange& keys
   const int64_t n_heads = args.q.dim(1);
   const int64_t n_keys = args.q_begin + n_tokens;
   LH_CHECK(args.scale > 0);
-  LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
   LH_CHECK(n_keys <= std::numeric_limits<int32_t>::max() - block_keys);
   LH_CHECK(0 <= keys.begin && keys.begin <= keys.end);
   LH_CHECK(args.q.stride(0) % 8 == 0 && args.out.stride(0) % 2 == 0);

@@ -36,11 +36,23 @@ LH_KERNEL(kBlock, 1) RopeTableKernel(RopeTableParams p) {
   }
 }
 
+// The further forms of the queries under dual chunk attention; next is null without.
+struct DualRopeParams {
+  Global<const float> next_cos_sin;  // [T, P, 2]
+  Global<const float> far_cos_sin;   // [T, P, 2]
+  Global<const float> q_scale;       // [T]
+  Global<BF16> next;                 // [T, H, D]
+  Global<BF16> far;                  // [T, H, D]
+  int64_t next_stride = 0;
+  int64_t far_stride = 0;
+};
+
 struct RopeKvWriteParams {
-  Global<BF16> q;                   // [T, H, D]
-  Global<BF16> k;                   // [T, KH, D]
-  Global<const BF16> v;             // [T, KH, D]
-  Global<const float> cos_sin;      // [T, P, 2]
+  Global<BF16> q;               // [T, H, D]
+  Global<BF16> k;               // [T, KH, D]
+  Global<const BF16> v;         // [T, KH, D]
+  Global<const float> cos_sin;  // [T, P, 2]
+  DualRopeParams dual;
   Global<const int64_t> positions;  // [T]
   Global<const KvView> kvs;         // [T / rows_per_kv], or null for one sequence
   Global<const int32_t> pages;      // of the one sequence
@@ -69,6 +81,30 @@ LH_DEVICE U32x2 RotatePair(Global<BF16> head, int i, int n_pairs, Global<const f
   head[i] = rotated_lower;
   head[i + n_pairs] = rotated_upper;
   return U32x2{{rotated_lower.bits, rotated_upper.bits}};
+}
+
+// The token's queries, times their factor, in all three forms. Called by the block.
+LH_DEVICE void RotateQueryForms(const RopeKvWriteParams& p, int64_t t) {
+  const Global<BF16> own = p.q + t * p.q_stride;
+  const Global<BF16> next = p.dual.next + t * p.dual.next_stride;
+  const Global<BF16> far = p.dual.far + t * p.dual.far_stride;
+  const float factor = p.dual.q_scale[t];
+  for (int i = ThreadId(); i < p.n_heads * p.head_dim; i += kBlock) {
+    const BF16 x = own[i];
+    const BF16 scaled = ToBf16(ToFloat(x) * factor);
+    own[i] = scaled;
+    next[i] = scaled;
+    far[i] = scaled;
+  }
+  SyncThreads();
+  const int64_t angles = t * p.n_pairs * 2;
+  for (int i = ThreadId(); i < p.n_heads * p.n_pairs; i += kBlock) {
+    const int head = i / p.n_pairs * p.head_dim;
+    const int pair = i % p.n_pairs;
+    RotatePair(own + head, pair, p.n_pairs, p.cos_sin + angles);
+    RotatePair(next + head, pair, p.n_pairs, p.dual.next_cos_sin + angles);
+    RotatePair(far + head, pair, p.n_pairs, p.dual.far_cos_sin + angles);
+  }
 }
 
 // The token's values, and what of its keys is not rotated, in bf16. `slot_begin`: of the token in a
@@ -134,9 +170,13 @@ RopeKvWriteKernel(RopeKvWriteParams p) {
   constexpr bool kIsFp8 = std::is_same_v<T, F8E4M3>;
   const int64_t t = BlockX();
   const Global<const float> cos_sin = p.cos_sin + t * p.n_pairs * 2;
-  for (int i = ThreadId(); i < p.n_heads * p.n_pairs; i += kBlock) {
-    const Global<BF16> head = p.q + (t * p.q_stride + i / p.n_pairs * p.head_dim);
-    RotatePair(head, i % p.n_pairs, p.n_pairs, cos_sin);
+  if (p.dual.next) {
+    RotateQueryForms(p, t);
+  } else {
+    for (int i = ThreadId(); i < p.n_heads * p.n_pairs; i += kBlock) {
+      const Global<BF16> head = p.q + (t * p.q_stride + i / p.n_pairs * p.head_dim);
+      RotatePair(head, i % p.n_pairs, p.n_pairs, cos_sin);
+    }
   }
 
   Global<const int32_t> pages = p.pages;
@@ -195,6 +235,15 @@ cudaError_t RopeKvWrite(const RopeKvWriteArgs& args, cudaStream_t stream) {
   p.k = args.k.As<BF16>();
   p.v = args.v.As<BF16>();
   p.cos_sin = args.cos_sin.As<float>();
+  if (!args.dual.next.empty()) {
+    p.dual = {.next_cos_sin = args.dual.next_cos_sin.As<float>(),
+              .far_cos_sin = args.dual.far_cos_sin.As<float>(),
+              .q_scale = args.dual.q_scale,
+              .next = args.dual.next.As<BF16>(),
+              .far = args.dual.far.As<BF16>(),
+              .next_stride = args.dual.next.stride(0),
+              .far_stride = args.dual.far.stride(0)};
+  }
   p.positions = args.positions;
   p.kvs = args.kvs_copy;
   p.pages = kv.pages;

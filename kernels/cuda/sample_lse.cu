@@ -8,6 +8,7 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/checked_math.h"
+#include "kernels/cuda/dual_chunk.cuh"
 #include "kernels/cuda/head_dim.h"
 #include "kernels/cuda/kv_tiles.cuh"
 #include "kernels/cuda/launch.h"
@@ -27,8 +28,7 @@ constexpr int64_t kMostChunks = 128;
 constexpr int64_t kLeastChunkTiles = 8;
 
 struct LseParams {
-  Global<const BF16> q;  // [T, H, D]
-  int64_t q_stride = 0;
+  QueryForms queries;  // [T, H, D]
   int32_t q_begin = 0;
   PagedKv kv;
   float scale_log2 = 0;
@@ -87,20 +87,21 @@ struct LaneLse {
   }
 };
 
-// Loads the block's queries; packed row i is sampled row i / G of head i % G of the group.
+// The block's queries in the form for keys of `key_chunk`; packed row i is sampled row i / G of
+// head i % G of the group.
 template <int kHeadDim>
-LH_DEVICE void CopyQueriesAsync(const LseParams& p, Shared<BF16> queries, int first_row,
-                                int kv_head) {
+LH_DEVICE void CopyQueriesAsync(const LseParams& p, Shared<BF16> queries, int key_chunk) {
   constexpr int kPieces = kHeadDim / 8;
   for (int piece = ThreadId(); piece < kBlockRows * kPieces; piece += kThreads) {
     const int row = piece / kPieces;
-    const int packed = first_row + row;
+    const int packed = BlockX() * kBlockRows + row;
     const bool valid = packed < p.n_rows * p.group;
-    Global<const BF16> from = p.q;
+    Global<const BF16> from = p.queries.own;
     if (valid) {
-      const int64_t token = p.rows[packed / p.group];
-      const int64_t head = kv_head * p.group + packed % p.group;
-      from = p.q + (token * p.q_stride + head * kHeadDim + piece % kPieces * 8);
+      const int32_t token = p.rows[packed / p.group];
+      const int head = BlockZ() * p.group + packed % p.group;
+      from = p.queries.Row(token, p.q_begin + token, key_chunk) +
+             (head * kHeadDim + piece % kPieces * 8);
     }
     CopyAsync16(queries + (piece * 8 + row * kTilePad), from, valid);
   }
@@ -202,7 +203,7 @@ LseKernel(LseParams p) {
   const int tile_begin = chunk * p.chunk_tiles;
   const int tile_end = std::min(tile_begin + p.chunk_tiles, last / kTileKeys + 1);
   if (tile_begin < tile_end) {
-    CopyQueriesAsync<kHeadDim>(p, queries, first_row, kv_head);
+    CopyQueriesAsync<kHeadDim>(p, queries, p.queries.ChunkOfTile(tile_begin));
     for (int ahead = 0; ahead < ring.NAhead(); ++ahead) {
       CopyKeysAsync(p, ring, tile_begin + ahead, tile_end, kv_head);
     }
@@ -214,6 +215,12 @@ LseKernel(LseParams p) {
     ComputeScores<kHeadDim>(scores, queries + WarpId() * TileElements<kHeadDim>(kWarpRows),
                             ring.Tile(tile));
     AddTile(p, scores, tile * kTileKeys, position, full, local);
+    if (tile + 1 < tile_end && p.queries.IsChunkBegin(tile + 1)) {
+      SyncThreads();  // all warps have their scores; the next wait shows them the new queries
+      CopyQueriesAsync<kHeadDim>(p, queries, p.queries.ChunkOfTile(tile + 1));
+      CopyAsyncCommit();
+      CopyAsyncWait<0>();
+    }
   }
 
   StorePartials(p, lane_row, full, local);
@@ -259,8 +266,7 @@ LseParams MakeParams(const SampleLseArgs& args) {
   const int64_t n_keys = args.q_begin + args.q.dim(0);
   const Chunks chunks = ChunksOf(n_keys);
   LseParams p;
-  p.q = args.q.As<BF16>();
-  p.q_stride = args.q.stride(0);
+  p.queries = MakeQueryForms(args.q, args.dual);
   p.q_begin = static_cast<int32_t>(args.q_begin);
   p.kv = MakePagedKv(args.kv);
   p.scale_log2 = args.scale * kLog2E;
@@ -288,7 +294,6 @@ int64_t SampleLseScratchBytes(int64_t n_heads, int64_t n_rows, int64_t n_keys) {
 
 cudaError_t SampleLse(const SampleLseArgs& args, std::byte* scratch, cudaStream_t stream) {
   LH_CHECK(IsKvTypeOfKernels(args.kv) && args.q.stride(0) % 8 == 0);
-  LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
   LseParams p = MakeParams(args);
   p.partials = reinterpret_cast<float*>(scratch);
   const dim3 grid(static_cast<unsigned>(CeilDiv(int64_t{p.n_rows} * p.group, kBlockRows)),

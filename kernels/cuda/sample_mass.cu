@@ -2,7 +2,8 @@
 //
 // Scores are computed as keys times queries: a warp keeps 32 keys in registers and walks over the
 // voting rows of every query head of the group, so that the sum over rows stays in the warp that
-// owns the keys. A block owns kBlockKeys keys, two pages.
+// owns the keys. A block owns kBlockKeys keys: two pages of one chunk (dual_chunk.cuh), or the last
+// page of a chunk.
 //
 // In one page a row at position i = 64 a + b meets two bands: keys [0, b] of the page lie in band
 // a - page ("near"), the others in band a - page - 1 ("far"). The blocks store these two sums per
@@ -11,6 +12,7 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/checked_math.h"
+#include "kernels/cuda/dual_chunk.cuh"
 #include "kernels/cuda/head_dim.h"
 #include "kernels/cuda/kv_tiles.cuh"
 #include "kernels/cuda/launch.h"
@@ -33,8 +35,7 @@ static_assert(kBlockPages * kItemRows == kThreads, "one thread per row and page"
 constexpr int64_t kRoundBytes = int64_t{64} << 20;
 
 struct MassParams {
-  Global<const BF16> q;  // [T, H, D]
-  int64_t q_stride = 0;
+  QueryForms queries;  // [T, H, D]
   int32_t q_begin = 0;
   PagedKv kv;
   float scale_log2 = 0;
@@ -61,6 +62,30 @@ struct MassParams {
 
 LH_DEVICE int64_t PartialAt(const MassParams& p, int head, int far, int row, int page) {
   return ((int64_t{2} * head + far) * p.n_voting + row) * p.n_pages + page;
+}
+
+// The pages of a block.
+struct BlockPages {
+  int begin;
+  int end;
+  LH_DEVICE int first_key() const { return begin * kTileKeys; }
+};
+
+LH_HOST_DEVICE int BlocksPerChunk(const MassParams& p) {
+  return (std::min(p.queries.chunk_tiles, p.n_pages) + kBlockPages - 1) / kBlockPages;
+}
+
+LH_DEVICE int KeyEnd(const MassParams& p, const BlockPages& pages) {
+  return std::min(pages.end * kTileKeys, p.n_keys);
+}
+
+LH_DEVICE BlockPages PagesOfBlock(const MassParams& p) {
+  const int chunk = BlockX() / BlocksPerChunk(p);
+  BlockPages pages;
+  pages.begin = chunk * p.queries.chunk_tiles + BlockX() % BlocksPerChunk(p) * kBlockPages;
+  const int chunk_end = p.queries.FirstKey(chunk + 1) / kTileKeys;
+  pages.end = std::min(std::min(pages.begin + kBlockPages, chunk_end), p.n_pages);
+  return pages;
 }
 
 // What a thread needs to know about a voting row.
@@ -91,18 +116,20 @@ LH_DEVICE Item NextItem(const MassParams& p, int kv_head, Item item) {
   return item.first_row < p.n_voting ? item : FirstItem(p, kv_head, item.head + 1);
 }
 
+// The queries of an item in the form for keys of `key_chunk`.
 template <int kHeadDim>
-LH_DEVICE void CopyItemAsync(const MassParams& p, int kv_head, Item item, Shared<BF16> queries,
-                             Shared<RowInfo> infos) {
+LH_DEVICE void CopyItemAsync(const MassParams& p, int kv_head, Item item, int key_chunk,
+                             Shared<BF16> queries, Shared<RowInfo> infos) {
   constexpr int kPieces = kHeadDim / 8;
   const int64_t head = int64_t{kv_head} * p.group + item.head;
   for (int piece = ThreadId(); piece < kItemRows * kPieces; piece += kThreads) {
     const int row = piece / kPieces;
     const bool valid = item.first_row + row < p.n_voting;
-    Global<const BF16> from = p.q;
+    Global<const BF16> from = p.queries.own;
     if (valid) {
-      const int64_t token = p.rows[item.first_row + row];
-      from = p.q + (token * p.q_stride + head * kHeadDim + piece % kPieces * 8);
+      const int32_t token = p.rows[item.first_row + row];
+      from = p.queries.Row(token, p.q_begin + token, key_chunk) +
+             (head * kHeadDim + piece % kPieces * 8);
     }
     CopyAsync16(queries + (piece * 8 + row * kTilePad), from, valid);
   }
@@ -186,7 +213,9 @@ LH_DEVICE void AddRows(const MassParams& p, const uint32_t (&keys)[kHeadDim / 16
   bands[sum_row * 2 + value % 2] = sum;
 }
 
-LH_DEVICE void StoreMass(const MassParams& p, int64_t out_row, int warp_key, const KeyMass& mass) {
+// Of the warp's keys from warp_key on, those before key_end.
+LH_DEVICE void StoreMass(const MassParams& p, int64_t out_row, int warp_key, int key_end,
+                         const KeyMass& mass) {
   LH_UNROLL
   for (int r = 0; r < kKeyRowTiles; ++r) {
     LH_UNROLL
@@ -194,7 +223,7 @@ LH_DEVICE void StoreMass(const MassParams& p, int64_t out_row, int warp_key, con
       const float sum = RowSum(mass.sum[r][half]);
       const float max = RowMax(mass.max[r][half]);
       const int key = warp_key + 16 * r + 8 * half + LaneId() / 4;
-      if (LaneId() % 4 != 0 || key >= p.n_keys) continue;
+      if (LaneId() % 4 != 0 || key >= key_end) continue;
       p.mass_sum[out_row * p.mass_sum_stride + key] = sum;
       p.mass_max[out_row * p.mass_max_stride + key] = max;
     }
@@ -202,32 +231,34 @@ LH_DEVICE void StoreMass(const MassParams& p, int64_t out_row, int warp_key, con
 }
 
 // Adds the two warps of each page; thread t takes row t / 2 of page t % 2.
-LH_DEVICE void StoreBands(const MassParams& p, int head, Item item, int first_page,
+LH_DEVICE void StoreBands(const MassParams& p, int head, Item item, const BlockPages& pages,
                           Shared<float> bands) {
   const int page = ThreadId() % kBlockPages;
   const int row = ThreadId() / kBlockPages;
-  if (item.first_row + row >= p.n_voting || first_page + page >= p.n_pages) return;
+  if (item.first_row + row >= p.n_voting || pages.begin + page >= pages.end) return;
   LH_UNROLL
   for (int far = 0; far < 2; ++far) {
     const int at = row * 2 + far;
     const float lower = bands[(2 * page) * kItemRows * 2 + at];
     const float upper = bands[(2 * page + 1) * kItemRows * 2 + at];
-    p.partials[PartialAt(p, head, far, item.first_row + row, first_page + page)] = lower + upper;
+    p.partials[PartialAt(p, head, far, item.first_row + row, pages.begin + page)] = lower + upper;
   }
 }
 
 // For keys that no voting row counts.
-LH_DEVICE void StoreZeros(const MassParams& p, int kv_head, int first_head, int first_key) {
+LH_DEVICE void StoreZeros(const MassParams& p, int kv_head, int first_head,
+                          const BlockPages& pages) {
   const KeyMass zero;
+  const int warp_key = pages.first_key() + WarpId() * kWarpKeys;
   for (int head = 0; head < p.group; ++head) {
     if (IsSkipped(p, kv_head, head)) continue;
-    StoreMass(p, p.out_begin + first_head + head, first_key + WarpId() * kWarpKeys, zero);
+    StoreMass(p, p.out_begin + first_head + head, warp_key, KeyEnd(p, pages), zero);
     if (!p.band_mass) continue;
     for (int i = ThreadId(); i < 2 * p.n_voting * kBlockPages; i += kThreads) {
-      const int page = first_key / kTileKeys + i % kBlockPages;
+      const int page = pages.begin + i % kBlockPages;
       const int row = i / kBlockPages % p.n_voting;
       const int far = i / kBlockPages / p.n_voting;
-      if (page < p.n_pages) p.partials[PartialAt(p, first_head + head, far, row, page)] = 0.0f;
+      if (page < pages.end) p.partials[PartialAt(p, first_head + head, far, row, page)] = 0.0f;
     }
   }
 }
@@ -254,11 +285,11 @@ LH_DEVICE void LoadPage(Shared<BF16> tile, Global<const uint8_t> from, int n_val
 
 // The keys of the block through `tiles` into the registers of the warps that own them.
 template <class T, int kHeadDim>
-LH_DEVICE void LoadKeys(const MassParams& p, int kv_head, int first_key, Shared<BF16> tiles,
+LH_DEVICE void LoadKeys(const MassParams& p, int kv_head, int first_page, Shared<BF16> tiles,
                         uint32_t (&keys)[kHeadDim / 16][kKeyRowTiles][4]) {
   LH_UNROLL
   for (int i = 0; i < kBlockPages; ++i) {
-    const int page = first_key / kTileKeys + i;
+    const int page = first_page + i;
     const int n_valid = p.n_keys - page * kTileKeys;
     const int page_id = p.kv.pages[std::min(page, p.n_pages - 1)];
     LoadPage<T, kHeadDim>(tiles + i * TileElements<kHeadDim>(kTileKeys),
@@ -288,7 +319,7 @@ LH_DEVICE bool IsCounted(const MassParams& p, int first_key) {
   return SyncThreadsOr(counts);
 }
 
-// Grid [ceil(N / kBlockKeys), kv heads of the round].
+// Grid [MassBlocks, kv heads of the round].
 template <class T, int kHeadDim>
 LH_KERNEL(kThreads, 3)
 MassKernel(MassParams p) {
@@ -299,30 +330,31 @@ MassKernel(MassParams p) {
   Shared<RowInfo> infos = arena.Carve<RowInfo>(2 * kItemRows);
   Shared<float> bands = arena.Carve<float>(kWarps * kItemRows * 2);
 
-  const int first_key = BlockX() * kBlockKeys;
+  const BlockPages pages = PagesOfBlock(p);
+  const int key_chunk = p.queries.ChunkOfTile(pages.begin);
   const int kv_head = p.kv_head_begin + BlockY();
   const int first_head = BlockY() * p.group;  // in this round
-  const int warp_key = first_key + WarpId() * kWarpKeys;
+  const int warp_key = pages.first_key() + WarpId() * kWarpKeys;
   Item item = FirstItem(p, kv_head, 0);
   if (item.head == p.group) return;
 
-  if (!IsCounted(p, first_key)) {
-    StoreZeros(p, kv_head, first_head, first_key);
+  if (!IsCounted(p, pages.first_key())) {
+    StoreZeros(p, kv_head, first_head, pages);
     return;
   }
 
   uint32_t keys[kHeadDim / 16][kKeyRowTiles][4];
-  LoadKeys<T, kHeadDim>(p, kv_head, first_key, tiles, keys);
+  LoadKeys<T, kHeadDim>(p, kv_head, pages.begin, tiles, keys);
   SyncThreads();  // the keys are in registers; their place is free
 
-  CopyItemAsync<kHeadDim>(p, kv_head, item, tiles, infos);
+  CopyItemAsync<kHeadDim>(p, kv_head, item, key_chunk, tiles, infos);
   KeyMass mass;
   for (int stage = 0; item.head < p.group; stage = 1 - stage) {
     const Item next = NextItem(p, kv_head, item);
     CopyAsyncWait<0>();
     SyncThreads();  // the item is there, and nobody reads the other one any more
     if (next.head < p.group) {
-      CopyItemAsync<kHeadDim>(p, kv_head, next,
+      CopyItemAsync<kHeadDim>(p, kv_head, next, key_chunk,
                               tiles + (1 - stage) * TileElements<kHeadDim>(kItemRows),
                               infos + (1 - stage) * kItemRows);
     }
@@ -332,10 +364,10 @@ MassKernel(MassParams p) {
     }
     if (p.band_mass) {
       SyncThreads();
-      StoreBands(p, first_head + item.head, item, first_key / kTileKeys, bands);
+      StoreBands(p, first_head + item.head, item, pages, bands);
     }
     if (next.head != item.head) {
-      StoreMass(p, p.out_begin + first_head + item.head, warp_key, mass);
+      StoreMass(p, p.out_begin + first_head + item.head, warp_key, KeyEnd(p, pages), mass);
       mass = KeyMass();
     }
     item = next;
@@ -365,14 +397,19 @@ int64_t KvHeadsOfRound(int64_t n_kv_heads, int64_t kv_head_bytes) {
   return std::clamp<int64_t>(kRoundBytes / kv_head_bytes, 1, n_kv_heads);
 }
 
+// BlocksPerChunk for each whole chunk of keys, fewer for the last one.
+int MassBlocks(const MassParams& p) {
+  const int rest = p.n_pages % p.queries.chunk_tiles;
+  return p.n_pages / p.queries.chunk_tiles * BlocksPerChunk(p) + CeilDiv(rest, kBlockPages);
+}
+
 template <class T, int kHeadDim>
 cudaError_t LaunchMass(const MassParams& p, int64_t n_kv_heads, cudaStream_t stream) {
   constexpr int kSmemBytes = CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockKeys)) +
                              CarvedBytes<RowInfo>(2 * kItemRows) +
                              CarvedBytes<float>(kWarps * kItemRows * 2);
   return Launch({.name = "sample mass",
-                 .grid = {static_cast<unsigned>(CeilDiv(p.n_keys, kBlockKeys)),
-                          static_cast<unsigned>(n_kv_heads)},
+                 .grid = {static_cast<unsigned>(MassBlocks(p)), static_cast<unsigned>(n_kv_heads)},
                  .block = kThreads,
                  .smem_bytes = kSmemBytes,
                  .stream = stream},
@@ -391,8 +428,7 @@ cudaError_t LaunchBands(const MassParams& p, int64_t n_kv_heads, cudaStream_t st
 MassParams MakeParams(const SampleMassArgs& args) {
   const bool remote = args.scope == MassScope::kRemote;
   MassParams p;
-  p.q = args.q.As<BF16>();
-  p.q_stride = args.q.stride(0);
+  p.queries = MakeQueryForms(args.q, args.dual);
   p.q_begin = static_cast<int32_t>(args.q_begin);
   p.kv = MakePagedKv(args.kv);
   p.scale_log2 = args.scale * kLog2E;
@@ -428,7 +464,6 @@ int64_t SampleMassScratchBytes(int64_t n_heads, int64_t group, int64_t n_voting,
 
 cudaError_t SampleMass(const SampleMassArgs& args, std::byte* scratch, cudaStream_t stream) {
   LH_CHECK(IsKvTypeOfKernels(args.kv) && args.q.stride(0) % 8 == 0);
-  LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
   const bool bands = !args.band_mass.empty();
   MassParams p = MakeParams(args);
   p.partials = reinterpret_cast<float*>(scratch);

@@ -36,12 +36,19 @@ struct BatchShape {
   int32_t head_dim = 64;
   int64_t window = 0;
   DType kv_dtype = DType::kBF16;
+  int64_t chunk_tokens = 0;  // of dual chunk attention; 0 = plain
 };
 
 class Batch {
  public:
   explicit Batch(const BatchShape& shape)
-      : shape_(shape), row_((shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim) {
+      : shape_(shape),
+        row_((shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim),
+        dual_(n_rows(),
+              {.n_heads = shape.n_heads,
+               .head_dim = shape.head_dim,
+               .chunk_tokens = shape.chunk_tokens},
+              /*seed=*/4) {
     testing::Random random(3);
     q_ = random.Normals(n_rows() * row_);
     std::vector<BF16> rounded;
@@ -66,6 +73,7 @@ class Batch {
     std::vector<float> out(n_out());
     AttendDecodeArgs args = Args();
     args.q = Heads(q_.data(), DType::kF32);
+    args.dual = dual_.host();
     args.kvs = kvs_.data();
     args.out = View(out, {n_rows(), shape_.n_heads, shape_.head_dim});
     ref::AttendDecode(args);
@@ -82,6 +90,7 @@ class Batch {
     const DeviceTensor<BF16> out({n_rows(), shape_.n_heads, shape_.head_dim});
     AttendDecodeArgs args = Args();
     args.q = Heads(device_q_.data(), DType::kBF16);
+    args.dual = dual_.device();
     args.kvs = device_kvs_.data();
     args.kvs_copy = kvs_copy.data();
     args.out = out.view();
@@ -116,6 +125,7 @@ class Batch {
 
   BatchShape shape_;
   int64_t row_;
+  testing::DualForms dual_;
   std::deque<DeviceProblem> sequences_;
   std::vector<KvView> kvs_;
   std::vector<KvView> device_kvs_;
@@ -149,6 +159,26 @@ TEST(AttendDecode, Fp8Cache) {
   for (BatchShape shape : shapes) {
     SCOPED_TRACE(::testing::Message() << "head_dim " << shape.head_dim);
     shape.kv_dtype = DType::kF8E4M3;
+    Batch(shape).Check(/*n_multiprocessors=*/2, /*n_seeds=*/2);
+  }
+}
+
+TEST(AttendDecode, DualChunks) {
+  const BatchShape shapes[] = {
+      {.lengths = {1, 64, 65, 129, 400}, .n_heads = 4, .chunk_tokens = 64},
+      {.lengths = {700, 192, 193, 3},
+       .n_heads = 3,
+       .head_dim = 128,
+       .window = 450,
+       .chunk_tokens = 192},
+      {.lengths = {330, 90},
+       .n_heads = 8,
+       .n_kv_heads = 2,
+       .kv_dtype = DType::kF8E4M3,
+       .chunk_tokens = 128},
+  };
+  for (const BatchShape& shape : shapes) {
+    SCOPED_TRACE(::testing::Message() << "chunks of " << shape.chunk_tokens);
     Batch(shape).Check(/*n_multiprocessors=*/2, /*n_seeds=*/2);
   }
 }

@@ -78,6 +78,30 @@ TEST(AttendDense, Fp8Cache) {
   }
 }
 
+// Rows and splits that begin and end inside chunks, and rows of several chunks in one tile.
+TEST(AttendDense, DualChunks) {
+  const ProblemShape shapes[] = {
+      {.n_tokens = 1, .q_begin = 400, .n_heads = 4, .head_dim = 128, .chunk_tokens = 128},
+      {.n_tokens = 150, .q_begin = 83, .n_heads = 4, .n_kv_heads = 2, .chunk_tokens = 64},
+      {.n_tokens = 40, .q_begin = 170, .n_heads = 2, .head_dim = 80, .chunk_tokens = 192},
+      {.n_tokens = 20,
+       .q_begin = 300,
+       .n_heads = 4,
+       .head_dim = 128,
+       .kv_dtype = DType::kF8E4M3,
+       .chunk_tokens = 64},
+      {.n_tokens = 20, .q_begin = 100, .n_heads = 2, .head_dim = 96, .chunk_tokens = 4096},
+  };
+  for (const ProblemShape& shape : shapes) {
+    SCOPED_TRACE(shape.Name());
+    Problem(shape).Check(kOneMultiprocessor, /*n_seeds=*/2);
+  }
+  Problem split({.n_tokens = 3, .q_begin = 2300, .n_heads = 2, .chunk_tokens = 320});
+  split.Check({.n_multiprocessors = 16});
+  split.window = 500;
+  split.Check({.n_multiprocessors = 16});
+}
+
 TEST(AttendDense, WindowsOnAndOffPageBorders) {
   const ProblemShape shape = {
       .n_tokens = 113, .q_begin = 150, .n_heads = 4, .n_kv_heads = 2, .head_dim = 64};

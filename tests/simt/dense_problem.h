@@ -32,6 +32,7 @@ class DenseProblem {
                           .lse = std::vector<float>(n_lse, kNan)};
     AttendDenseArgs args = Args();
     args.q = attention_.q();
+    args.dual = attention_.dual();
     args.kv = attention_.kv();
     args.head_mask = head_mask.empty() ? nullptr : head_mask.data();
     args.out = View(result.out, {shape_.n_tokens, shape_.n_heads, shape_.head_dim});
@@ -49,6 +50,7 @@ class DenseProblem {
     const simt::DeviceArray<uint8_t> mask(head_mask);
     AttendDenseArgs args = Args();
     args.q = attention_.device_q();
+    args.dual = attention_.device_dual();
     args.kv = attention_.device_kv();
     args.head_mask = mask.data();
     args.out = out.view();

@@ -23,6 +23,7 @@ struct ProblemShape {
   int32_t head_dim = 64;
   float q_gain = 1.0f;  // larger: sharper softmax
   DType kv_dtype = DType::kBF16;
+  int64_t chunk_tokens = 0;  // of dual chunk attention; 0 = plain
 
   int64_t n_keys() const { return q_begin + n_tokens; }
   std::string Name() const {
@@ -30,7 +31,8 @@ struct ProblemShape {
       return std::to_string(n);
     };  // nvcc cannot compile fmt::format
     return "T" + text(n_tokens) + " at " + text(q_begin) + " H" + text(n_heads) + "/" +
-           text(n_kv_heads) + " D" + text(head_dim) + " " + std::string(DTypeName(kv_dtype));
+           text(n_kv_heads) + " D" + text(head_dim) + " " + std::string(DTypeName(kv_dtype)) +
+           (chunk_tokens > 0 ? " chunks of " + text(chunk_tokens) : "");
   }
 };
 
@@ -64,10 +66,56 @@ class DeviceTensor {
   TensorView view_;
 };
 
+// The second and third form of [T, H, D] queries; none where chunk_tokens is 0.
+class DualForms {
+ public:
+  DualForms(int64_t n_tokens, const ProblemShape& shape, uint64_t seed)
+      : n_tokens_(n_tokens), shape_(shape) {
+    if (shape.chunk_tokens == 0) return;
+    Random random(seed);
+    for (Form& form : forms_) {
+      form.values = random.Normals(n_tokens * shape.n_heads * shape.head_dim, shape.q_gain);
+      std::vector<BF16> rounded;
+      for (float& x : form.values) {
+        rounded.push_back(ToBF16(x));
+        x = ToF32(rounded.back());
+      }
+      form.device = simt::DeviceArray<BF16>(rounded);
+    }
+  }
+
+  DualChunkQueries host() {
+    if (shape_.chunk_tokens == 0) return {};
+    return {.next = Heads(forms_[0].values.data(), DType::kF32),
+            .far = Heads(forms_[1].values.data(), DType::kF32),
+            .chunk_tokens = shape_.chunk_tokens};
+  }
+  DualChunkQueries device() const {
+    if (shape_.chunk_tokens == 0) return {};
+    return {.next = Heads(forms_[0].device.data(), DType::kBF16),
+            .far = Heads(forms_[1].device.data(), DType::kBF16),
+            .chunk_tokens = shape_.chunk_tokens};
+  }
+
+ private:
+  struct Form {
+    std::vector<float> values;
+    simt::DeviceArray<BF16> device;
+  };
+  TensorView Heads(void* data, DType dtype) const {
+    return TensorView(data, dtype, {n_tokens_, shape_.n_heads, shape_.head_dim});
+  }
+
+  int64_t n_tokens_;
+  ProblemShape shape_;
+  Form forms_[2];
+};
+
 class DeviceProblem {
  public:
   DeviceProblem(const ProblemShape& shape, uint64_t seed)
       : shape_(shape),
+        dual_(shape.n_tokens, shape, seed + 3),
         kv_(shape.n_kv_heads, shape.head_dim, shape.n_keys(), shape.kv_dtype, seed),
         row_((shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim) {
     kv_.Fill(seed + 1);
@@ -98,6 +146,8 @@ class DeviceProblem {
   // [T, H, D]; rows are strided, as columns of a fused projection are.
   TensorView q() { return Heads(q_.data(), DType::kF32); }
   TensorView device_q() const { return Heads(device_q_.data(), DType::kBF16); }
+  DualChunkQueries dual() { return dual_.host(); }
+  DualChunkQueries device_dual() const { return dual_.device(); }
   KvView kv() const { return kv_.View(); }
   KvView device_kv() const {
     KvView view = kv_.View();
@@ -114,6 +164,7 @@ class DeviceProblem {
   }
 
   ProblemShape shape_;
+  DualForms dual_;
   PagedKv kv_;
   int64_t row_;
   std::vector<float> q_;

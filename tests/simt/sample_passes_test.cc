@@ -44,6 +44,25 @@ const Case kCases[] = {
      2,
      1},
     {{.n_tokens = 90, .q_begin = 38, .n_heads = 3, .head_dim = 96}, {0, 64}, 67, 1},
+    // Dual chunk attention: rows of several chunks, chunks of an odd number of pages.
+    {{.n_tokens = 150, .q_begin = 370, .n_heads = 2, .chunk_tokens = 64}, {16, 64}, 20, 5},
+    {{.n_tokens = 100,
+      .q_begin = 500,
+      .n_heads = 4,
+      .n_kv_heads = 2,
+      .head_dim = 128,
+      .chunk_tokens = 192},
+     {80, 128},
+     20,
+     5},
+    {{.n_tokens = 70,
+      .q_begin = 190,
+      .n_heads = 2,
+      .kv_dtype = DType::kF8E4M3,
+      .chunk_tokens = 128},
+     {16, 64},
+     20,
+     5},
 };
 
 // n distinct rows of [0, n_tokens), in no order.
@@ -68,6 +87,7 @@ struct Problem {
         lse_local(test.shape.n_heads * n_rows) {
     SampleLseArgs args = LseArgs();
     args.q = attention.q();
+    args.dual = attention.dual();
     args.kv = attention.kv();
     args.rows = rows.data();
     args.lse_full = View(lse_full, {c.shape.n_heads, n_rows});
@@ -78,6 +98,7 @@ struct Problem {
   // Device tensors, but for the outputs.
   SampleLseArgs LseArgs() const {
     return {.q = attention.device_q(),
+            .dual = attention.device_dual(),
             .q_begin = c.shape.q_begin,
             .kv = attention.device_kv(),
             .scale = attention.scale(),
@@ -89,6 +110,7 @@ struct Problem {
   }
   SampleMassArgs MassArgs(MassScope scope) const {
     return {.q = attention.device_q(),
+            .dual = attention.device_dual(),
             .q_begin = c.shape.q_begin,
             .kv = attention.device_kv(),
             .scale = attention.scale(),
@@ -164,6 +186,7 @@ Mass ReferenceMass(Problem& problem, MassScope scope) {
   mass.band.resize(n_heads * n_bands);
   SampleMassArgs args = problem.MassArgs(scope);
   args.q = problem.attention.q();
+  args.dual = problem.attention.dual();
   args.kv = problem.attention.kv();
   args.rows = problem.rows.data();
   args.lse_full = View(problem.lse_full, {n_heads, problem.n_rows});
