@@ -1,7 +1,6 @@
 // Which rows and keys a block of the Hopper attention kernel works on, and how tiles of keys and
 // values come into its shared memory: one producer thread issues tensor copies, transaction
-// barriers say when a slot is full and when it is free again. Device code of hopper_attention.cu
-// only.
+// barriers say when a slot is full and when it is free again. Device code.
 #pragma once
 
 #include "kernels/cuda/dense_rows.cuh"
@@ -16,6 +15,12 @@ inline constexpr int kBlockRows = kConsumers * kGroupRows;
 inline constexpr int kBlockKeys = 128;
 inline constexpr int kBlockPages = kBlockKeys / static_cast<int>(kPageTokens);
 inline constexpr int kStages = 2;
+inline constexpr int kMaxSharedBytes = 227 * 1024;
+
+// Scores of 64 rows and a tile of keys, as one of the 128 threads holds them: parts of two rows
+// ("half" 0 and 1), lane / 4 and lane / 4 + 8 of its warp's 16. Element e of eight columns is half
+// e / 2 % 2.
+using ScoreRegisters = WgmmaRegisters<float, kBlockKeys / 2>;
 
 struct HopperParams : DenseRows {
   TensorMap pages = {};      // [page, K and V of each kv head, 64, D]
@@ -84,9 +89,9 @@ class KvRing {
     barriers_ = arena.Carve<TransactionBarrier>(2 * kStages, 8);
   }
 
-  LH_DEVICE void InitBarriers() const {
+  LH_DEVICE void InitBarriers(int n_full_arrivals) const {
     for (int stage = 0; stage < kStages; ++stage) {
-      InitTransactions(Full(stage), 1);
+      InitTransactions(Full(stage), n_full_arrivals);
       InitTransactions(Empty(stage), kConsumers * kWarpGroupThreads / kWarpLanes);
     }
   }
