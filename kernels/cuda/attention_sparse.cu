@@ -74,14 +74,21 @@ CopyStripesKernel(SparseParams p) {
   }
 }
 
+// The block's queries in the form for keys of `key_chunk`.
 template <int kHeadDim>
-LH_DEVICE void CopyQueriesAsync(const SparseParams& p, Shared<BF16> to, int head, int first_row) {
+LH_DEVICE void CopyQueriesAsync(const SparseParams& p, Shared<BF16> to, const SparseRows& rows,
+                                int key_chunk) {
   constexpr int kPieces = kHeadDim / 8;
   for (int piece = ThreadId(); piece < kBlockRows * kPieces; piece += kThreads) {
     const int row = piece / kPieces;
-    const bool valid = first_row + row < p.n_tokens;
-    const int64_t at = (first_row + row) * p.q_stride + head * kHeadDim + piece % kPieces * 8;
-    CopyAsync16(to + (piece * 8 + row * kTilePad), valid ? p.q + at : p.q, valid);
+    const int position = rows.first + row;
+    const bool valid = position <= rows.last;
+    Global<const BF16> from = p.q;
+    if (valid) {
+      from = p.queries.Row(position - p.q_begin, position, key_chunk) +
+             (rows.head * kHeadDim + piece % kPieces * 8);
+    }
+    CopyAsync16(to + (piece * 8 + row * kTilePad), from, valid);
   }
 }
 
@@ -163,41 +170,47 @@ SparseKernel(const SparseParams p) {
     bands.Fill<kThreads>(p, rows.head, n_words);
   }
 
-  CopyQueriesAsync<kHeadDim>(p, queries, rows.head, rows.first - p.q_begin);
-  int next_keys[kKeysPerLane];  // of the slot that warp 0 fills
-  if (WarpId() == 0) {
-    slots.Start(p, rows);
-    for (int n = 0; n < 2; ++n) {
-      slots.BeginFill(p, n, next_keys);
-      slots.FinishFill<T, kHeadDim>(p, bands, n, next_keys);
-    }
-  }
-  SyncThreads();
-  const Pipeline tiles(p, ring, slots);
-
   SoftmaxState<kHeadDim, kRowTiles> state;
   state.Clear();
   // Every row has a tile: the window holds the row's own key.
-  for (int n = 0; slots.mask(n) != TileMask::kEmpty; ++n) {
-    const Shared<BF16> keys = tiles.WaitForKeys(n);
-    if (WarpId() == 0) slots.BeginFill(p, n + 2, next_keys);
-    const bool is_seen = slots.IsSeen(n, WarpId() * kWarpRows, kWarpRows);
-    uint32_t weights[kRowTiles][kTileKeys / 8][2];
-    if (is_seen) {
-      float scores[kRowTiles][kTileKeys / 8][4];
-      ComputeScores<kHeadDim>(scores, queries + TileElements<kHeadDim>(WarpId() * kWarpRows), keys);
-      if (slots.mask(n) != TileMask::kNone) {
-        slots.template Mask<kRowTiles>(
-            n, WarpId() * kWarpRows, bands,
-            [&](int r, int column, int e) -> float& { return scores[r][column][e]; });
+  const int n_chunks = p.queries.ChunkOf(rows.last) + 1;
+  for (int chunk = 0; chunk < n_chunks; ++chunk) {
+    int next_keys[kKeysPerLane];  // of the slot that warp 0 fills
+    if (WarpId() == 0) {
+      slots.Start(p, RowsOfBlock<kHeadDim, kBlockRows>(p), chunk);
+      for (int n = 0; n < 2; ++n) {
+        slots.BeginFill(p, n, next_keys);
+        slots.FinishFill<T, kHeadDim>(p, bands, n, next_keys);
       }
-      state.Update(scores, weights, p.scale_log2);
     }
-    if (WarpId() == 0) slots.FinishFill<T, kHeadDim>(p, bands, n + 2, next_keys);
-    const Shared<BF16> values = tiles.WaitForValues(n);
-    if (is_seen) AddValues<kHeadDim>(state.output, weights, values);
+    SyncThreads();
+    if (slots.mask(0) != TileMask::kEmpty) {
+      CopyQueriesAsync<kHeadDim>(p, queries, slots.rows(), chunk);
+    }
+    const Pipeline tiles(p, ring, slots);
+    for (int n = 0; slots.mask(n) != TileMask::kEmpty; ++n) {
+      const Shared<BF16> keys = tiles.WaitForKeys(n);
+      if (WarpId() == 0) slots.BeginFill(p, n + 2, next_keys);
+      const bool is_seen = slots.IsSeen(n, WarpId() * kWarpRows, kWarpRows);
+      uint32_t weights[kRowTiles][kTileKeys / 8][2];
+      if (is_seen) {
+        float scores[kRowTiles][kTileKeys / 8][4];
+        ComputeScores<kHeadDim>(scores, queries + TileElements<kHeadDim>(WarpId() * kWarpRows),
+                                keys);
+        if (slots.mask(n) != TileMask::kNone) {
+          slots.template Mask<kRowTiles>(
+              n, WarpId() * kWarpRows, bands,
+              [&](int r, int column, int e) -> float& { return scores[r][column][e]; });
+        }
+        state.Update(scores, weights, p.scale_log2);
+      }
+      if (WarpId() == 0) slots.FinishFill<T, kHeadDim>(p, bands, n + 2, next_keys);
+      const Shared<BF16> values = tiles.WaitForValues(n);
+      if (is_seen) AddValues<kHeadDim>(state.output, weights, values);
+    }
+    CopyAsyncWait<0>();
+    SyncThreads();  // nobody uses the slots and the queries of this chunk any more
   }
-  CopyAsyncWait<0>();
   WriteRows<kHeadDim>(p, slots.rows(), WarpId() * kWarpRows, state);
 }
 
@@ -250,7 +263,6 @@ cudaError_t PrepareSparse(const AttendSparseArgs& args, const StripeCopies& copi
                           int64_t block_rows, std::byte* scratch, cudaStream_t stream,
                           SparseParams* params) {
   CheckArgs(args, DType::kBF16);
-  LH_CHECK(args.dual.chunk_tokens == 0);  // Backend::has_dual_chunk is false
   const int64_t n_tokens = args.q.dim(0);
   const int64_t n_keys = args.q_begin + n_tokens;
   LH_CHECK(n_tokens > 0);
@@ -262,6 +274,7 @@ cudaError_t PrepareSparse(const AttendSparseArgs& args, const StripeCopies& copi
   const SparsePlan& plan = args.plan;
   SparseParams& p = *params;
   p.q = args.q.As<BF16>();
+  p.queries = MakeQueryForms(args.q, args.dual);
   p.out = args.out.As<BF16>();
   p.lse = args.lse.As<float>();
   p.kv = MakePagedKv(args.kv);

@@ -69,14 +69,18 @@ LH_DEVICE SparseRows RowsOfBlock(const SparseParams& p) {
   return rows;
 }
 
-// The tiles that some of the rows need, in the order stripes, sink, bands, window.
+// The tiles that some of the rows need of one chunk of keys (dual_chunk.cuh), in the order stripes,
+// sink, bands, window.
 class TileWalk {
  public:
   TileWalk() = default;
-  LH_DEVICE TileWalk(const SparseParams& p, const SparseRows& rows) {
+  LH_DEVICE TileWalk(const SparseParams& p, const SparseRows& rows, int chunk)
+      : chunk_begin_(p.queries.FirstKey(chunk)), chunk_end_(p.queries.FirstKey(chunk + 1)) {
     if (rows.kind == HeadKind::kDense) phase_ = Phase::kDense;
     if (rows.kind != HeadKind::kSparse) return;
-    n_stripe_keys_ = StripesBefore(p, rows, rows.last - p.window + 1) * p.stripe_width;
+    const int end = std::min(rows.last - p.window + 1, chunk_end_);
+    stripe_keys_begin_ = StripesBefore(p, rows, chunk_begin_) * p.stripe_width;
+    stripe_keys_end_ = StripesBefore(p, rows, end) * p.stripe_width;
   }
 
   // False: there are no more.
@@ -90,7 +94,8 @@ class TileWalk {
     return true;
   }
 
-  LH_DEVICE int n_stripe_keys() const { return n_stripe_keys_; }
+  // Among the keys of the head's stripes, the first that is not of this walk any more.
+  LH_DEVICE int stripe_keys_end() const { return stripe_keys_end_; }
 
  private:
   enum class Phase : int32_t { kStripes, kSink, kBands, kWindow, kDense, kEnd };
@@ -120,12 +125,14 @@ class TileWalk {
     switch (phase_) {
       case Phase::kStripes:
         phase_ = Phase::kSink;
-        end_ = n_stripe_keys_;
+        next_ = stripe_keys_begin_;
+        end_ = stripe_keys_end_;
         tile_ = {0, 1, p.sink, kNoKey, p.window, kAnyDistance};
         return true;
       case Phase::kSink:
         phase_ = Phase::kBands;
-        end_ = std::min(p.sink, rows.last + 1);
+        next_ = chunk_begin_;
+        end_ = std::min(std::min(p.sink, rows.last + 1), chunk_end_);
         tile_ = {0, 0, 0, p.sink, 0, kAnyDistance};
         return true;
       case Phase::kBands:
@@ -141,7 +148,8 @@ class TileWalk {
         return true;
       case Phase::kDense:
         phase_ = Phase::kEnd;
-        end_ = rows.last + 1;
+        next_ = chunk_begin_;
+        end_ = std::min(rows.last + 1, chunk_end_);
         tile_ = {0, 0, 0, kNoKey, 0, kAnyDistance};
         return true;
       case Phase::kEnd:
@@ -161,9 +169,9 @@ class TileWalk {
   }
 
   LH_DEVICE void BeginRun(const SparseParams& p, const SparseRows& rows, int near, int far) {
-    const int key_begin = std::max(p.sink, rows.first - far + 1);
+    const int key_begin = std::max(std::max(p.sink, rows.first - far + 1), chunk_begin_);
     next_ = key_begin / kTileKeys * kTileKeys;
-    end_ = rows.last - near + 1;
+    end_ = std::min(rows.last - near + 1, chunk_end_);
     tile_ = {0, 0, p.sink, kNoKey, near, far};
   }
 
@@ -173,7 +181,10 @@ class TileWalk {
   int next_ = 0;
   int end_ = 0;
   int band_ = 0;
-  int n_stripe_keys_ = 0;
+  int chunk_begin_ = 0;  // keys [chunk_begin_, chunk_end_)
+  int chunk_end_ = 0;
+  int stripe_keys_begin_ = 0;
+  int stripe_keys_end_ = 0;
   SparseTile tile_ = {};
 };
 
@@ -225,6 +236,12 @@ enum class TileMask : int32_t {
 
 inline constexpr int kKeysPerLane = kTileKeys / kWarpLanes;  // of the warp that fills slots
 
+// Where a row of a tile lies; if it stands for no key, nowhere.
+struct RowSource {
+  Global<const uint8_t> from;
+  bool exists;
+};
+
 // What the block knows of the tiles that are loaded and used: a ring of kSlots, a power of two. The
 // walk itself also lies in shared memory: in registers, which scores and output fill, it made the
 // compiler spill.
@@ -245,9 +262,9 @@ class TileSlots {
         walk_(arena.Carve<TileWalk>(1)),
         rows_(arena.Carve<SparseRows>(1)) {}
 
-  // Called by one warp, before it fills slots.
-  LH_DEVICE void Start(const SparseParams& p, const SparseRows& rows) {
-    const TileWalk walk(p, rows);
+  // Called by one warp, before it fills slots with the tiles of a chunk of keys.
+  LH_DEVICE void Start(const SparseParams& p, const SparseRows& rows, int chunk = 0) {
+    const TileWalk walk(p, rows, chunk);
     if (LaneId() == 0) {
       walk_[0] = walk;
       rows_[0] = rows;
@@ -267,7 +284,7 @@ class TileSlots {
     LH_UNROLL
     for (int i = 0; i < kKeysPerLane; ++i) {
       const int index = tile.first + i * kWarpLanes + LaneId();
-      keys[i] = exists ? KeyAt(p, rows, tile, walk.n_stripe_keys(), index) : kNoKey;
+      keys[i] = exists ? KeyAt(p, rows, tile, walk.stripe_keys_end(), index) : kNoKey;
     }
     SyncWarp();  // all lanes have read the walk
     if (LaneId() != 0) return;
@@ -320,6 +337,14 @@ class TileSlots {
   LH_DEVICE TileMask mask(int n) const {
     const int32_t mask = mask_[n & (kSlots - 1)];
     return static_cast<TileMask>(mask);
+  }
+
+  LH_DEVICE RowSource SourceOf(const SparseParams& p, int n, int row, bool is_values) const {
+    const int slot = n & (kSlots - 1);
+    const int64_t offset = offset_[slot * kTileKeys + row];
+    const int32_t key = key_[slot * kTileKeys + row];
+    const int64_t values = is_values ? static_cast<int64_t>(values_[slot]) : 0;
+    return {p.kv.pool + (offset + values), key != kNoKey};
   }
 
   // Copies the keys of tile n, or its values, row by row to a place of the ring; asynchronous, the
@@ -410,9 +435,9 @@ class TileSlots {
  private:
   // kNoKey where there is none.
   LH_DEVICE static int KeyAt(const SparseParams& p, const SparseRows& rows, const SparseTile& tile,
-                             int n_stripe_keys, int index) {
+                             int stripe_keys_end, int index) {
     if (tile.is_stripes == 0) return index <= rows.last ? index : kNoKey;
-    if (index >= n_stripe_keys) return kNoKey;
+    if (index >= stripe_keys_end) return kNoKey;
     const int stripe = p.stripes[rows.head * p.max_stripes + index / p.stripe_width];
     const int key = stripe + index % p.stripe_width;
     return key <= rows.last ? key : kNoKey;

@@ -8,12 +8,14 @@
 #include <cstdint>
 
 #include "kernels/cuda/attention_sparse.h"
+#include "kernels/cuda/dual_chunk.cuh"
 #include "kernels/cuda/kv_tiles.cuh"
 
 namespace longhaul::cuda {
 
 struct SparseParams {
   Global<const BF16> q;  // [T, H, D]
+  QueryForms queries;    // q and its other forms
   Global<BF16> out;      // [T, H, D]
   Global<float> lse;     // [T, H] natural logarithm
   PagedKv kv;

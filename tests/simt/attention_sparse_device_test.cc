@@ -71,6 +71,7 @@ void ExpectMatches(const Case& c, const StripeCopies& copies, const DeviceLimits
   std::vector<float> out(shape.n_tokens * shape.n_heads * shape.head_dim);
   std::vector<float> lse(shape.n_tokens * shape.n_heads);
   AttendSparseArgs args{.q = problem.q(),
+                        .dual = problem.dual(),
                         .q_begin = shape.q_begin,
                         .kv = problem.kv(),
                         .scale = problem.scale(),
@@ -81,6 +82,7 @@ void ExpectMatches(const Case& c, const StripeCopies& copies, const DeviceLimits
 
   const DevicePlan device_plan = DevicePlan::CopyOf(shape.n_heads, plan.plan());
   args.q = problem.device_q();
+  args.dual = problem.device_dual();
   args.kv = problem.device_kv();
   args.plan = device_plan.plan();
   simt::ForEachSeed(n_seeds, [&] {
@@ -170,6 +172,29 @@ TEST(AttentionSparseDeviceTest, FirstEpochOneTokenAndEmptyLists) {
                 kHopper, 1);
   ExpectMatches({{.n_tokens = 17, .q_begin = 111, .n_heads = 2}, {0, 64}, 1, 0.0}, kGather, kHopper,
                 1);
+}
+
+// Every kind of head over several chunks, which stripes, bands, sinks and windows cross.
+TEST(AttentionSparseDeviceTest, DualChunks) {
+  ExpectMatches(
+      {{.n_tokens = 150, .q_begin = 333, .n_heads = 4, .chunk_tokens = 64}, {80, 64}, 1, 0.2, 0.4},
+      kGather, kHopper, 1);
+  ExpectMatches(
+      {{.n_tokens = 40, .q_begin = 350, .n_heads = 2, .head_dim = 128, .chunk_tokens = 192},
+       {16, 128},
+       8,
+       0.3},
+      {.n_keys = 256}, kAmpere, 1);
+  ExpectMatches({{.n_tokens = 30,
+                  .q_begin = 300,
+                  .n_heads = 3,
+                  .kv_dtype = DType::kF8E4M3,
+                  .chunk_tokens = 128},
+                 {16, 64},
+                 1,
+                 0.3,
+                 0.5},
+                kGather, kHopper, 1);
 }
 
 // A sharp softmax, whose weights differ by orders of magnitude between tiles.
