@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
+#include <stop_token>
 #include <thread>
 #include <utility>
 
@@ -26,6 +28,7 @@ using std::chrono::milliseconds;
 
 constexpr std::chrono::seconds kHealthPeriod{1};
 constexpr std::chrono::seconds kDrainLogPeriod{5};
+constexpr long kLoadingPauseNs = 20'000'000;  // a start takes this much longer at most
 
 int Fail(const absl::Status& status) {
   fmt::print(stderr, "longhaul serve: {}\n",
@@ -80,6 +83,20 @@ GrpcOptions MakeGrpcOptions(const ServerConfig& config, const RequestObserver& o
   options.version = kVersion;
   options.on_refused = on_refused;
   return options;
+}
+
+// Until it is destroyed, SIGTERM and SIGINT end the process: a model that loads cannot be
+// interrupted, and nothing was promised to anybody yet. Not by the signals' default action, which
+// does nothing to the first process of a container.
+std::jthread EndOnSignal(const sigset_t& signals) {
+  return std::jthread([signals](const std::stop_token& loaded) {
+    const timespec pause{0, kLoadingPauseNs};
+    while (!loaded.stop_requested()) {
+      if (sigtimedwait(&signals, nullptr, &pause) < 0) continue;
+      spdlog::info("told to end while loading the model: bye");
+      std::_Exit(0);
+    }
+  });
 }
 
 // Waits for SIGTERM or SIGINT. Meanwhile gRPC's health service follows the engine's health.
@@ -157,9 +174,11 @@ int RunServe(const ServerConfig& config) {
   if (!http.ok()) return Fail(http.status());
   if (absl::Status status = (*http)->Listen(&metrics); !status.ok()) return Fail(status);
 
+  std::jthread end_on_signal = EndOnSignal(signals);
   absl::StatusOr<std::unique_ptr<Session>> session =
       OpenSession(config, on_request, [&metrics](const StepRecord& step) { metrics.OnStep(step); });
   if (!session.ok()) return Fail(session.status());
+  end_on_signal = std::jthread();  // from now on signals are for ServeUntilSignal()
 
   std::unique_ptr<GrpcServer> grpc;
   if (config.grpc_port != 0) {

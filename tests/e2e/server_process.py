@@ -69,10 +69,14 @@ class ServerProcess:
     def __exit__(self, *_):
         self.stop()
 
-    def start(self):
+    def launch(self):
+        """Starts the process, and does not wait for it."""
         with open(self.log_path, "a") as log:
             self.process = subprocess.Popen([str(BINARY), *self.arguments], stdout=log, stderr=log, cwd=ROOT,
                                             env=ENVIRONMENT)
+
+    def start(self):
+        self.launch()
         try:
             wait_until(self._ready_or_dead, START_TIMEOUT_S, "readiness")
             assert self.process.poll() is None, f"the server ended:\n{self.log()}"

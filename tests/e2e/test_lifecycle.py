@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import shutil
 import signal
 import socket
@@ -9,7 +10,7 @@ import threading
 
 import pytest
 from haystack import make_haystack
-from server_process import MODEL, free_ports, run, wait_until
+from server_process import MODEL, ServerProcess, free_ports, run, wait_until
 
 
 def test_sigterm_drains(start_server):
@@ -65,6 +66,29 @@ def test_shutdown_timeout_cuts_off(start_server):
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(15) == 1
     connection.close()
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_model_loads_ends_at_once(tmp_path, which):
+    folder = shutil.copytree(MODEL, tmp_path / "model")
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")  # nobody writes it: the model loads until the end
+    server = ServerProcess(tmp_path / "log", model=folder)
+    server.launch()
+    try:
+        wait_until(lambda: state_of(server) == "loading", 10, "loading")
+        server.process.send_signal(which)
+        assert server.process.wait(5) == 0
+    finally:
+        server.process.kill()
+    assert "while loading" in server.log()
+
+
+def state_of(server):
+    try:
+        return server.request("GET", "/ready").json["status"]
+    except ConnectionError:
+        return ""
 
 
 def test_restart_on_the_same_port(start_server, needle):
