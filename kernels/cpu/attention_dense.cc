@@ -135,7 +135,9 @@ void RunDecodeItem(const AttendDecodeArgs& args, const DecodeItem& item, float* 
   const KvView& kv = args.kvs[item.row];
   const int64_t group = args.q.dim(1) / kv.n_kv_heads;
   RowBlock& block = scratch.rows;
-  block.Reset(group, kv.head_dim, args.dual.chunk_tokens, /*with_output=*/true);
+  const bool as_it_lies = cpu::DecodeTileTakes(kv.head_dim);
+  block.Reset(group, kv.head_dim, as_it_lies ? cpu::TileWord::kF32 : cpu::TileWordOf(kv),
+              args.dual.chunk_tokens, /*with_output=*/true);
   for (int64_t g = 0; g < group; ++g) {
     block.SetQuery(
         g, cpu::QueriesOf(args.q, args.dual, item.row, item.kv_head * group + g, kv.n_tokens - 1),
@@ -145,13 +147,13 @@ void RunDecodeItem(const AttendDecodeArgs& args, const DecodeItem& item, float* 
     const int64_t n_keys = std::min(kTileKeys, item.end - begin);
     const int64_t n_hidden = FirstDecodeKey(args, item.row) - begin;
     const uint64_t visible = cpu::LowBits(n_keys) & ~cpu::LowBits(n_hidden);
-    if (cpu::DecodeTileTakes(kv.head_dim)) {
+    if (as_it_lies) {
       block.SelectQueries(begin);
       const int64_t page = begin / kPageTokens;
       const bool last = begin + kTileKeys >= item.end;
       std::byte* keys = kv.Keys(page, item.kv_head);
       std::byte* values = kv.Values(page, item.kv_head);
-      cpu::DecodeTile({.q = block.q(0),
+      cpu::DecodeTile({.q = static_cast<const float*>(block.q(0)),
                        .n_rows = group,
                        .head_dim = kv.head_dim,
                        .dtype = kv.dtype,

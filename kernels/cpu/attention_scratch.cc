@@ -15,7 +15,8 @@ constexpr float kLog2E = 1.44269504088896341f;
 constexpr int64_t kMinPrefetchRows = 48;
 
 TileQueries Queries(const KeyTile& tile, RowBlock& block, int64_t begin, int64_t end, bool masked) {
-  return {.q = block.q(begin),
+  return {.word = block.word(),
+          .q = block.q(begin),
           .n_rows = end - begin,
           .head_dim = block.head_dim(),
           .kt = tile.kt(),
@@ -34,14 +35,16 @@ RowQueries QueriesOf(const TensorView& q, const DualChunkQueries& dual, int64_t 
   return {.forms = {row(q), row(dual.next), row(dual.far)}, .chunk = position / dual.chunk_tokens};
 }
 
-void RowBlock::Reset(int64_t n_rows, int64_t head_dim, int64_t chunk_tokens, bool with_output) {
+void RowBlock::Reset(int64_t n_rows, int64_t head_dim, TileWord word, int64_t chunk_tokens,
+                     bool with_output) {
   n_rows_ = n_rows;
   head_dim_ = head_dim;
+  word_ = word;
   chunk_tokens_ = chunk_tokens;
   packed_chunk_ = -1;
   if (chunk_tokens > 0) queries_.resize(n_rows);
   with_output_ = with_output;
-  q_.Ensure(n_rows * head_dim);
+  q_.Ensure(n_rows * WordsOf(word, head_dim));
   max_.Ensure(n_rows);
   sum_.Ensure(n_rows * kPadFloats);
   if (with_output) o_.Ensure(n_rows * PaddedDim(head_dim));
@@ -56,8 +59,14 @@ void RowBlock::ClearStates() {
 }
 
 void RowBlock::Pack(int64_t row, const float* q) {
-  float* out = q_.data() + row * head_dim_;
-  for (int64_t i = 0; i < head_dim_; ++i) out[i] = q[i] * factor_;
+  float* out = q_.data() + row * WordsOf(word_, head_dim_);
+  if (word_ == TileWord::kF32) {
+    for (int64_t i = 0; i < head_dim_; ++i) out[i] = q[i] * factor_;
+    return;
+  }
+  const auto rounded = [&](int64_t i) { return uint32_t{ToBF16(q[i] * factor_).bits}; };
+  auto* pairs = reinterpret_cast<uint32_t*>(out);
+  for (int64_t i = 0; i < head_dim_; i += 2) pairs[i / 2] = rounded(i) | rounded(i + 1) << 16;
 }
 
 void RowBlock::SetQuery(int64_t row, const RowQueries& queries, float scale) {
@@ -81,21 +90,39 @@ void RowBlock::SelectQueries(int64_t key) {
   }
 }
 
-void KeyTile::PackKeyRows(const KvView& kv, const Rows& keys) {
-  PackKeys({.rows = keys.at,
-            .n_keys = n_keys_,
-            .head_dim = kv.head_dim,
-            .dtype = kv.dtype,
-            .factors = keys.factors,
-            .kt = kt_.Ensure(kTileKeys * kv.head_dim)});
+DType KeyTile::WidenForPairs(const KvView& kv, Rows& rows) {
+  if (kv.dtype != DType::kF8E4M3 || TileWordOf(kv) != TileWord::kBF16Pair) return kv.dtype;
+  auto* bf16 = reinterpret_cast<BF16*>(bf16_.Ensure(kTileKeys * kv.head_dim / 2));
+  WidenF8({.rows = rows.at,
+           .n_keys = n_keys_,
+           .head_dim = kv.head_dim,
+           .factors = rows.factors,
+           .bf16 = bf16});
+  for (int64_t c = 0; c < n_keys_; ++c) rows.at[c] = bf16 + c * kv.head_dim;
+  return DType::kBF16;
 }
 
-void KeyTile::PackValueRows(const KvView& kv, const Rows& values) {
-  float* v = v_.Ensure(kTileKeys * PaddedDim(kv.head_dim));
-  PackValues({.rows = values.at,
+void KeyTile::PackKeyRows(const KvView& kv, Rows& keys) {
+  const TileWord word = TileWordOf(kv);
+  const DType dtype = WidenForPairs(kv, keys);
+  PackKeys({.word = word,
+            .rows = keys.at,
+            .n_keys = n_keys_,
+            .head_dim = kv.head_dim,
+            .dtype = dtype,
+            .factors = keys.factors,
+            .kt = kt_.Ensure(kTileKeys * WordsOf(word, kv.head_dim))});
+}
+
+void KeyTile::PackValueRows(const KvView& kv, Rows& values) {
+  const TileWord word = TileWordOf(kv);
+  float* v = v_.Ensure(WordsOf(word, kTileKeys) * PaddedDim(kv.head_dim));
+  const DType dtype = WidenForPairs(kv, values);
+  PackValues({.word = word,
+              .rows = values.at,
               .n_keys = n_keys_,
               .head_dim = kv.head_dim,
-              .dtype = kv.dtype,
+              .dtype = dtype,
               .factors = values.factors,
               .v = v});
   values_ = v;
@@ -113,7 +140,7 @@ void KeyTile::LoadPage(const KvView& kv, int64_t kv_head, int64_t begin, int64_t
   for (int64_t c = 0; c < n_keys; ++c) rows.Set(c, kv, page_keys, c);
   PackKeyRows(kv, rows);
   if (kv.dtype == DType::kF32 && kv.head_dim == PaddedDim(kv.head_dim)) {
-    values_ = reinterpret_cast<const float*>(page_values);
+    values_ = page_values;
   } else if (with_values) {
     for (int64_t c = 0; c < n_keys; ++c) rows.Set(c, kv, page_values, c);
     PackValueRows(kv, rows);
@@ -179,7 +206,6 @@ void AttendRows(const KeyTile& tile, RowBlock& block, int64_t begin, int64_t end
   block.SelectQueries(tile.first_key());
   AttendTile({.in = Queries(tile, block, begin, end, masked),
               .v = tile.values(),
-              .v_stride = PaddedDim(block.head_dim()),
               .n_keys = tile.n_keys(),
               .states = block.states(begin),
               .o = block.o(begin)});
@@ -216,7 +242,8 @@ int64_t DenseBlockTokens(int64_t n_tokens, int64_t n_heads_per_item, int64_t n_k
 namespace {
 
 void LoadQueries(const DenseTensors& tensors, const DenseItem& item, RowBlock& block) {
-  block.Reset(item.n_rows(), tensors.kv.head_dim, tensors.dual.chunk_tokens, /*with_output=*/true);
+  block.Reset(item.n_rows(), tensors.kv.head_dim, TileWordOf(tensors.kv), tensors.dual.chunk_tokens,
+              /*with_output=*/true);
   for (int64_t r = 0; r < item.n_rows(); ++r) {
     const int64_t t = item.row_begin + r / item.n_heads;
     block.SetQuery(

@@ -60,8 +60,10 @@ RowQueries QueriesOf(const TensorView& q, const DualChunkQueries& dual, int64_t 
 class RowBlock {
  public:
   // Sizes for n_rows rows and resets their states; with_output = false leaves `o` away.
-  // chunk_tokens: of dual chunk attention, or 0.
-  void Reset(int64_t n_rows, int64_t head_dim, int64_t chunk_tokens, bool with_output);
+  // word: what queries are packed to, that of the tiles. chunk_tokens: of dual chunk attention, or
+  // 0.
+  void Reset(int64_t n_rows, int64_t head_dim, TileWord word, int64_t chunk_tokens,
+             bool with_output);
   // Takes one query row, scaled so that exp2 of a score is exp of scale * q.k. Under dual chunk
   // attention it is copied by SelectQueries, and its forms must live until then.
   void SetQuery(int64_t row, const RowQueries& queries, float scale);
@@ -73,7 +75,8 @@ class RowBlock {
 
   int64_t n_rows() const { return n_rows_; }
   int64_t head_dim() const { return head_dim_; }
-  const float* q(int64_t row) const { return q_.data() + row * head_dim_; }
+  TileWord word() const { return word_; }
+  const void* q(int64_t row) const { return q_.data() + row * WordsOf(word_, head_dim_); }
   float* o(int64_t row) { return o_.data() + row * PaddedDim(head_dim_); }
   RowStates states(int64_t row) {
     return {.max = max_.data() + row, .sum = sum_.data() + row * kPadFloats};
@@ -82,16 +85,17 @@ class RowBlock {
   uint64_t* visible() { return visible_.data(); }
 
  private:
-  int64_t n_rows_ = 0;
   void Pack(int64_t row, const float* q);
 
+  int64_t n_rows_ = 0;
   int64_t head_dim_ = 0;
+  TileWord word_ = TileWord::kF32;
   bool with_output_ = false;
   int64_t chunk_tokens_ = 0;
   int64_t packed_chunk_ = -1;        // keys for which q_ is packed
   float factor_ = 0;                 // of a packed query
   std::vector<RowQueries> queries_;  // [n_rows] under dual chunk attention
-  FloatBuffer q_;                    // [n_rows, D]
+  FloatBuffer q_;                    // [n_rows, WordsOf(D)] words
   FloatBuffer o_;                    // [n_rows, PaddedDim(D)]
   FloatBuffer max_;                  // [n_rows]
   FloatBuffer sum_;                  // [n_rows, 16]
@@ -107,7 +111,10 @@ void AddPartial(const float* partial, int64_t head_dim, float* total);
 // As FinishRow.
 float FinishPartial(const float* total, int64_t head_dim, float* out);
 
-// The key tile in use: keys transposed, values row-major.
+// Of tiles of these keys.
+inline TileWord TileWordOf(const KvView& kv) { return TileWordFor(kv.dtype, kv.head_dim); }
+
+// The key tile in use, in words of TileWordOf(kv): keys transposed, values row-major.
 class KeyTile {
  public:
   // Keys [begin, begin + n_keys) of one page; begin is a multiple of 64.
@@ -118,8 +125,8 @@ class KeyTile {
               int64_t n_left);
 
   int64_t first_key() const { return first_key_; }
-  const float* kt() const { return kt_.data(); }
-  const float* values() const { return values_; }
+  const void* kt() const { return kt_.data(); }
+  const void* values() const { return values_; }
   int64_t n_keys() const { return n_keys_; }
   // What to fetch meanwhile: the following page, or the following single keys.
   TilePrefetch next() const { return {next_.data(), n_next_, row_bytes_}; }
@@ -136,12 +143,15 @@ class KeyTile {
       if (kv.dtype == DType::kF8E4M3) factors[c] = TileFactorF8(kv.RowScales(block)[slot]);
     }
   };
-  void PackKeyRows(const KvView& kv, const Rows& keys);
-  void PackValueRows(const KvView& kv, const Rows& values);
+  void PackKeyRows(const KvView& kv, Rows& keys);
+  void PackValueRows(const KvView& kv, Rows& values);
+  // The type of the rows, which now are bf16 where they were fp8 and pairs are packed from them.
+  DType WidenForPairs(const KvView& kv, Rows& rows);
 
-  FloatBuffer kt_;                 // [D, 64]
-  FloatBuffer v_;                  // [64, PaddedDim(D)]
-  const float* values_ = nullptr;  // v_, or straight into an f32 page
+  FloatBuffer kt_;                // [WordsOf(D), 64] words
+  FloatBuffer v_;                 // [WordsOf(64), PaddedDim(D)] words
+  FloatBuffer bf16_;              // [64, D] of bf16, rows of fp8 on their way to pairs
+  const void* values_ = nullptr;  // v_, or straight into an f32 page
   int64_t first_key_ = 0;
   int64_t n_keys_ = 0;
   std::array<const void*, 2 * kTileKeys> next_;  // rows of keys and of values

@@ -71,7 +71,8 @@ class SparseRows {
 
   void Run() {
     const int64_t n_rows = item_.row_end - item_.row_begin;
-    block_.Reset(n_rows, args_.kv.head_dim, args_.dual.chunk_tokens, /*with_output=*/true);
+    block_.Reset(n_rows, args_.kv.head_dim, cpu::TileWordOf(args_.kv), args_.dual.chunk_tokens,
+                 /*with_output=*/true);
     for (int64_t r = 0; r < n_rows; ++r) {
       block_.SetQuery(
           r, cpu::QueriesOf(args_.q, args_.dual, item_.row_begin + r, item_.head, first_ + r),

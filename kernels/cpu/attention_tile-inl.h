@@ -1,6 +1,7 @@
 // SIMD pieces that the attention tiles share, compiled once per instruction set by the files that
-// include this: register-blocked products, exp2 and the online softmax of one row. What a tile is:
-// attention_tile.h. Internal to kernels/cpu; include after foreach_target.h, as Highway asks.
+// include this: exp2, the online softmax of one row, and loads that widen. What a tile is:
+// attention_tile.h; its matrix products: attention_product-inl.h. Internal to kernels/cpu; include
+// after foreach_target.h, as Highway asks.
 #include <cstdint>
 #include <limits>
 
@@ -26,75 +27,8 @@ using Vec = hn::Vec<F32>;
 inline constexpr size_t kLanes = hn::MaxLanes(F32());
 inline constexpr size_t kTileVecs = kTileKeys / kLanes;
 
-// Register block of the two matrix products: with 32 registers 6 x 4 accumulators (two FMA units of
-// latency 4 want at least 8 chains; 24 leave room for 4 columns of B and a broadcast), with 16 6
-// x 2.
-inline constexpr int kBlockRows = 6;
-inline constexpr int kBlockVecs = HWY_TARGET == HWY_AVX3 ? 4 : 2;
 // Rows whose scores are held between the two products. 24 x 64 floats leave most of L1 to the tile.
 inline constexpr int64_t kChunkRows = 24;
-
-// c[r, n] (+)= sum_k a[r, k] * b[k, n] for kRows rows and kVecs vectors of columns.
-template <int kRows, int kVecs, bool kAccumulate>
-HWY_INLINE void Block(const float* HWY_RESTRICT a, size_t lda, const float* HWY_RESTRICT b,
-                      size_t ldb, size_t n_k, float* HWY_RESTRICT c, size_t ldc) {
-  const F32 d;
-  Vec acc[kRows][kVecs];
-  HWY_UNROLL(8)
-  for (int r = 0; r < kRows; ++r) {
-    HWY_UNROLL(8)
-    for (int v = 0; v < kVecs; ++v) {
-      acc[r][v] = kAccumulate ? hn::LoadU(d, c + r * ldc + v * kLanes) : hn::Zero(d);
-    }
-  }
-  for (size_t k = 0; k < n_k; ++k, b += ldb) {
-    Vec column[kVecs];
-    HWY_UNROLL(8)
-    for (int v = 0; v < kVecs; ++v) column[v] = hn::LoadU(d, b + v * kLanes);
-    HWY_UNROLL(8)
-    for (int r = 0; r < kRows; ++r) {
-      const Vec broadcast = hn::Set(d, a[r * lda + k]);
-      HWY_UNROLL(8)
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = hn::MulAdd(broadcast, column[v], acc[r][v]);
-    }
-  }
-  HWY_UNROLL(8)
-  for (int r = 0; r < kRows; ++r) {
-    HWY_UNROLL(8)
-    for (int v = 0; v < kVecs; ++v) hn::StoreU(acc[r][v], d, c + r * ldc + v * kLanes);
-  }
-}
-
-template <int kVecs, bool kAccumulate>
-HWY_INLINE void BlockRows(int64_t n_rows, const float* a, size_t lda, const float* b, size_t ldb,
-                          size_t n_k, float* c, size_t ldc) {
-  int64_t r = 0;
-  for (; r + kBlockRows <= n_rows; r += kBlockRows) {
-    Block<kBlockRows, kVecs, kAccumulate>(a + r * lda, lda, b, ldb, n_k, c + r * ldc, ldc);
-  }
-  if (r + 4 <= n_rows) {
-    Block<4, kVecs, kAccumulate>(a + r * lda, lda, b, ldb, n_k, c + r * ldc, ldc);
-    r += 4;
-  }
-  if (r + 2 <= n_rows) {
-    Block<2, kVecs, kAccumulate>(a + r * lda, lda, b, ldb, n_k, c + r * ldc, ldc);
-    r += 2;
-  }
-  if (r < n_rows) Block<1, kVecs, kAccumulate>(a + r * lda, lda, b, ldb, n_k, c + r * ldc, ldc);
-}
-
-// c [n_rows, n_columns] (+)= a [n_rows, n_k] b [n_k, n_columns]; n_columns is a multiple of 16.
-template <bool kAccumulate>
-HWY_NOINLINE void Product(int64_t n_rows, const float* a, size_t lda, const float* b, size_t ldb,
-                          size_t n_k, float* c, size_t ldc, size_t n_columns) {
-  size_t n = 0;
-  for (; n + kBlockVecs * kLanes <= n_columns; n += kBlockVecs * kLanes) {
-    BlockRows<kBlockVecs, kAccumulate>(n_rows, a, lda, b + n, ldb, n_k, c + n, ldc);
-  }
-  for (; n < n_columns; n += kLanes) {
-    BlockRows<1, kAccumulate>(n_rows, a, lda, b + n, ldb, n_k, c + n, ldc);
-  }
-}
 
 // 2^x for x <= 126, zero below -126: x = n + f with |f| <= 1/2, 2^f by a polynomial of degree 5
 // (minimax, relative error 9.2e-8), 2^n into the exponent.
@@ -132,10 +66,11 @@ inline HWY_NOINLINE float MoveReference(Vec top, float* max, float* sum) {
 }
 
 // Turns one row of scores into weights, and adds them to the row's state. o: the row's output
-// accumulator of `dim` floats, rescaled when the reference moves; null for a log-sum-exp alone.
+// accumulator of `dim` floats, rescaled when the reference moves, which is when a score exceeds it
+// by more than `slack`; null for a log-sum-exp alone.
 template <bool kStoreWeights>
-HWY_INLINE void SoftmaxRow(float* HWY_RESTRICT s, float* max, float* HWY_RESTRICT sum, float* o,
-                           size_t dim) {
+HWY_INLINE void SoftmaxRow(float* HWY_RESTRICT s, float slack, float* max, float* HWY_RESTRICT sum,
+                           float* o, size_t dim) {
   const F32 d;
   Vec score[kTileVecs];
   HWY_UNROLL(16)
@@ -143,7 +78,7 @@ HWY_INLINE void SoftmaxRow(float* HWY_RESTRICT s, float* max, float* HWY_RESTRIC
   Vec top = score[0];
   HWY_UNROLL(16)
   for (size_t v = 1; v < kTileVecs; ++v) top = hn::Max(top, score[v]);
-  if (HWY_UNLIKELY(!hn::AllTrue(d, hn::Le(top, hn::Set(d, *max + kMaxSlack))))) {
+  if (HWY_UNLIKELY(!hn::AllTrue(d, hn::Le(top, hn::Set(d, *max + slack))))) {
     const float factor = MoveReference(top, max, sum);
     if (kStoreWeights) {
       for (size_t i = 0; i < dim; i += kLanes) {

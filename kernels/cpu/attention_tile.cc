@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <utility>
 
 // SSSE3 and AVX3_DL add nothing to these loops and double the compile time.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX3_DL)
@@ -9,6 +11,7 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/attention_tile.cc"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "kernels/cpu/attention_product-inl.h"
 #include "kernels/cpu/attention_tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -29,8 +32,9 @@ HWY_INLINE void PrefetchPart(const TileQueries& in, int64_t begin, int64_t n) {
 HWY_INLINE void Scores(const TileQueries& in, int64_t begin, int64_t n, float* HWY_RESTRICT s) {
   const F32 d;
   PrefetchPart(in, begin, n);
-  Product<false>(n, in.q + begin * in.head_dim, in.head_dim, in.kt, kTileKeys, in.head_dim, s,
-                 kTileKeys, kTileKeys);
+  const int64_t n_words = WordsOf(in.word, in.head_dim);
+  Product<false>(in.word, n, static_cast<const uint32_t*>(in.q) + begin * n_words, n_words, in.kt,
+                 kTileKeys, n_words, s, kTileKeys, kTileKeys);
   if (in.visible == nullptr) return;
   const Vec hidden = hn::Set(d, -std::numeric_limits<float>::infinity());
   for (int64_t r = 0; r < n; ++r) {
@@ -45,16 +49,27 @@ HWY_INLINE void Scores(const TileQueries& in, int64_t begin, int64_t n, float* H
 
 void AttendTile(const AttendTileArgs& args) {
   HWY_ALIGN float s[kChunkRows * kTileKeys];
+  const TileWord word = args.in.word;
+  const float slack = word == TileWord::kF32 ? kMaxSlack : 0.0f;
+  const void* weights = s;
+#if LONGHAUL_TILE_PAIRS
+  HWY_ALIGN uint32_t pairs[kChunkRows * kTileKeys / 2];
+  if (word == TileWord::kBF16Pair) weights = pairs;
+#endif
   const int64_t dim = PaddedDim(args.in.head_dim);
   for (int64_t begin = 0; begin < args.in.n_rows; begin += kChunkRows) {
     const int64_t n = std::min(kChunkRows, args.in.n_rows - begin);
     Scores(args.in, begin, n, s);
     float* o = args.o + begin * dim;
     for (int64_t r = 0; r < n; ++r) {
-      SoftmaxRow<true>(s + r * kTileKeys, args.states.max + begin + r,
+      SoftmaxRow<true>(s + r * kTileKeys, slack, args.states.max + begin + r,
                        args.states.sum + (begin + r) * kPadFloats, o + r * dim, dim);
     }
-    Product<true>(n, s, kTileKeys, args.v, args.v_stride, args.n_keys, o, dim, dim);
+#if LONGHAUL_TILE_PAIRS
+    if (word == TileWord::kBF16Pair) RoundToPairs(s, n * kTileKeys / 2, pairs);
+#endif
+    Product<true>(word, n, weights, WordsOf(word, kTileKeys), args.v, dim,
+                  WordsOf(word, args.n_keys), o, dim, dim);
   }
 }
 
@@ -64,7 +79,7 @@ void LseTile(const LseTileArgs& args) {
     const int64_t n = std::min(kChunkRows, args.in.n_rows - begin);
     Scores(args.in, begin, n, s);
     for (int64_t r = 0; r < n; ++r) {
-      SoftmaxRow<false>(s + r * kTileKeys, args.states.max + begin + r,
+      SoftmaxRow<false>(s + r * kTileKeys, kMaxSlack, args.states.max + begin + r,
                         args.states.sum + (begin + r) * kPadFloats, nullptr, 0);
     }
   }
@@ -129,6 +144,9 @@ HWY_INLINE hn::Vec<F32x4> Load4(const hwy::bfloat16_t* p) {
   return hn::PromoteTo(F32x4(), hn::LoadU(hn::FixedTag<hwy::bfloat16_t, 4>(), p));
 }
 HWY_INLINE hn::Vec<F32x4> Load4(const F8E4M3* p) { return LoadF8(F32x4(), p); }
+HWY_INLINE hn::Vec<F32x4> Load4(const uint32_t* p) {
+  return hn::BitCast(F32x4(), hn::LoadU(hn::FixedTag<uint32_t, 4>(), p));
+}
 
 // Four elements each of rows[0], rows[4], ... as the 128-bit blocks of one vector.
 template <typename T>
@@ -147,9 +165,10 @@ HWY_INLINE Vec LoadBlocks(const T* const* rows, int64_t at) {
 #endif
 }
 
-// kLanes keys x 4 dimensions: a 4 x 4 transpose inside each 128-bit block, no lane crossing.
-template <typename T>
-HWY_INLINE void Transpose4(const T* const* rows, int64_t at, float* HWY_RESTRICT kt) {
+// kLanes keys x 4 words: a 4 x 4 transpose inside each 128-bit block, no lane crossing.
+template <typename T, typename Word>
+HWY_INLINE void Transpose4(const T* const* rows, int64_t at, Word* HWY_RESTRICT columns) {
+  float* HWY_RESTRICT kt = reinterpret_cast<float*>(columns);  // of pairs, only moved
   const F32 d;
   const hn::Repartition<double, F32> d64;
   const Vec r0 = LoadBlocks(rows + 0, at);
@@ -167,9 +186,14 @@ HWY_INLINE void Transpose4(const T* const* rows, int64_t at, float* HWY_RESTRICT
 }
 #endif  // HWY_TARGET != HWY_SCALAR
 
-HWY_INLINE float Widen(float x) { return x; }
-HWY_INLINE float Widen(hwy::bfloat16_t x) { return ToF32(BF16{x.bits}); }
-HWY_INLINE float Widen(F8E4M3 x) { return 0x1p-8f * ToF32(x); }
+HWY_INLINE float WordAt(const float* p) { return *p; }
+HWY_INLINE float WordAt(const hwy::bfloat16_t* p) { return ToF32(BF16{p->bits}); }
+HWY_INLINE float WordAt(const F8E4M3* p) { return 0x1p-8f * ToF32(*p); }
+HWY_INLINE uint32_t WordAt(const uint32_t* p) {  // the row is one of bf16
+  uint32_t pair;
+  std::memcpy(&pair, p, sizeof(pair));
+  return pair;
+}
 
 // Loads one byte of every cache line in address order. The transpose reads 16 rows at once, which
 // the hardware's stream detection does not follow: without this, decode from memory runs at 29
@@ -181,27 +205,31 @@ HWY_INLINE void TouchInOrder(const PackKeysArgs& args, int64_t row_bytes) {
   }
 }
 
+// T: uint32_t for rows of bf16 that become pairs, and stay as they are but for their place.
 template <typename T>
 void PackKeysOf(const PackKeysArgs& args) {
-  TouchInOrder(args, args.head_dim * static_cast<int64_t>(sizeof(T)));
+  using Word = decltype(WordAt(std::declval<const T*>()));
+  const int64_t n_words = WordsOf(args.word, args.head_dim);
+  TouchInOrder(args, n_words * static_cast<int64_t>(sizeof(T)));
+  Word* const kt = static_cast<Word*>(args.kt);
   const T* rows[kTileKeys];
   for (int64_t c = 0; c < args.n_keys; ++c) rows[c] = static_cast<const T*>(args.rows[c]);
   int64_t n_simd_keys = 0;
-  int64_t n_simd_dims = 0;
+  int64_t n_simd_words = 0;
 #if HWY_TARGET != HWY_SCALAR
   n_simd_keys = args.n_keys / static_cast<int64_t>(kLanes) * static_cast<int64_t>(kLanes);
-  n_simd_dims = args.head_dim / 4 * 4;
+  n_simd_words = n_words / 4 * 4;
   for (int64_t c = 0; c < n_simd_keys; c += kLanes) {
-    for (int64_t i = 0; i < n_simd_dims; i += 4) {
-      Transpose4(rows + c, i, args.kt + i * kTileKeys + c);
+    for (int64_t i = 0; i < n_simd_words; i += 4) {
+      Transpose4(rows + c, i, kt + i * kTileKeys + c);
     }
   }
 #endif
-  for (int64_t i = 0; i < args.head_dim; ++i) {
-    float* column = args.kt + i * kTileKeys;
-    const int64_t begin = i < n_simd_dims ? n_simd_keys : 0;
-    for (int64_t c = begin; c < args.n_keys; ++c) column[c] = Widen(rows[c][i]);
-    std::fill(column + args.n_keys, column + kTileKeys, 0.0f);
+  for (int64_t i = 0; i < n_words; ++i) {
+    Word* column = kt + i * kTileKeys;
+    const int64_t begin = i < n_simd_words ? n_simd_keys : 0;
+    for (int64_t c = begin; c < args.n_keys; ++c) column[c] = WordAt(rows[c] + i);
+    std::fill(column + args.n_keys, column + kTileKeys, Word{0});
   }
 }
 
@@ -211,13 +239,14 @@ HWY_INLINE void ScaleKeys(const PackKeysArgs& args) {
   for (size_t v = 0; v < kTileVecs; ++v) {
     const Vec factor = hn::LoadU(d, args.factors + v * kLanes);
     for (int64_t i = 0; i < args.head_dim; ++i) {
-      float* at = args.kt + i * kTileKeys + v * kLanes;
+      float* at = static_cast<float*>(args.kt) + i * kTileKeys + v * kLanes;
       hn::StoreU(hn::Mul(hn::LoadU(d, at), factor), d, at);
     }
   }
 }
 
 void PackKeys(const PackKeysArgs& args) {
+  if (args.word == TileWord::kBF16Pair) return PackKeysOf<uint32_t>(args);
   if (args.dtype == DType::kF8E4M3) {
     PackKeysOf<F8E4M3>(args);
     return ScaleKeys(args);
@@ -232,7 +261,7 @@ void PackValuesOf(const PackValuesArgs& args) {
   for (int64_t c = 0; c < args.n_keys; ++c) {
     const T* row = static_cast<const T*>(args.rows[c]);
     const float factor = args.dtype == DType::kF8E4M3 ? args.factors[c] : 1.0f;
-    float* out = args.v + c * dim;
+    float* out = static_cast<float*>(args.v) + c * dim;
     int64_t i = 0;
 #if HWY_TARGET != HWY_SCALAR
     const Vec factors = hn::Set(F32(), factor);
@@ -240,15 +269,66 @@ void PackValuesOf(const PackValuesArgs& args) {
       hn::StoreU(hn::Mul(LoadWide(row + i), factors), F32(), out + i);
     }
 #endif
-    for (; i < args.head_dim; ++i) out[i] = factor * Widen(row[i]);
+    for (; i < args.head_dim; ++i) out[i] = factor * WordAt(row + i);
     std::fill(out + args.head_dim, out + dim, 0.0f);
   }
 }
 
+// Word i of a row of pairs: element i of two rows.
+void PackValuePairs(const PackValuesArgs& args) {
+  const int64_t dim = PaddedDim(args.head_dim);
+  for (int64_t c = 0; c < args.n_keys; c += 2) {
+    const auto* low = static_cast<const uint16_t*>(args.rows[c]);
+    const auto* high =
+        c + 1 < args.n_keys ? static_cast<const uint16_t*>(args.rows[c + 1]) : nullptr;
+    uint32_t* out = static_cast<uint32_t*>(args.v) + c / 2 * dim;
+    int64_t i = 0;
+#if HWY_TARGET != HWY_SCALAR
+    const hn::RebindToUnsigned<F32> d;
+    const hn::Rebind<uint16_t, F32> d16;
+    for (; high != nullptr && i + static_cast<int64_t>(kLanes) <= args.head_dim; i += kLanes) {
+      const auto upper = hn::ShiftLeft<16>(hn::PromoteTo(d, hn::LoadU(d16, high + i)));
+      hn::StoreU(hn::Or(hn::PromoteTo(d, hn::LoadU(d16, low + i)), upper), d, out + i);
+    }
+#endif
+    for (; i < args.head_dim; ++i) {
+      out[i] = low[i] | (high == nullptr ? 0u : uint32_t{high[i]} << 16);
+    }
+    std::fill(out + args.head_dim, out + dim, 0u);
+  }
+}
+
+// The upper halves of f32, which hold all bits: a number of fp8 has four.
+void WidenF8(const WidenF8Args& args) {
+  for (int64_t c = 0; c < args.n_keys; ++c) {
+    const auto* row = static_cast<const F8E4M3*>(args.rows[c]);
+    BF16* out = args.bf16 + c * args.head_dim;
+    int64_t i = 0;
+#if HWY_TARGET != HWY_SCALAR
+    const hn::Rebind<hwy::bfloat16_t, F32> d16;
+    const Vec factors = hn::Set(F32(), args.factors[c]);
+    for (; i + static_cast<int64_t>(kLanes) <= args.head_dim; i += kLanes) {
+      hn::StoreU(hn::DemoteTo(d16, hn::Mul(LoadWide(row + i), factors)), d16,
+                 reinterpret_cast<hwy::bfloat16_t*>(out + i));
+    }
+#endif
+    for (; i < args.head_dim; ++i) out[i] = ToBF16(args.factors[c] * WordAt(row + i));
+  }
+}
+
 void PackValues(const PackValuesArgs& args) {
+  if (args.word == TileWord::kBF16Pair) return PackValuePairs(args);
   if (args.dtype == DType::kF8E4M3) return PackValuesOf<F8E4M3>(args);
   if (args.dtype == DType::kF32) return PackValuesOf<float>(args);
   PackValuesOf<hwy::bfloat16_t>(args);
+}
+
+bool MultipliesPairs() {
+#if LONGHAUL_TILE_PAIRS
+  return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+  return false;
+#endif
 }
 
 const char* TargetName() { return hwy::TargetName(HWY_TARGET); }
@@ -265,6 +345,8 @@ HWY_EXPORT(LseTile);
 HWY_EXPORT(MassTile);
 HWY_EXPORT(PackKeys);
 HWY_EXPORT(PackValues);
+HWY_EXPORT(WidenF8);
+HWY_EXPORT(MultipliesPairs);
 HWY_EXPORT(TargetName);
 
 void AttendTile(const AttendTileArgs& args) { HWY_DYNAMIC_DISPATCH(AttendTile)(args); }
@@ -272,7 +354,13 @@ void LseTile(const LseTileArgs& args) { HWY_DYNAMIC_DISPATCH(LseTile)(args); }
 void MassTile(const MassTileArgs& args) { HWY_DYNAMIC_DISPATCH(MassTile)(args); }
 void PackKeys(const PackKeysArgs& args) { HWY_DYNAMIC_DISPATCH(PackKeys)(args); }
 void PackValues(const PackValuesArgs& args) { HWY_DYNAMIC_DISPATCH(PackValues)(args); }
+void WidenF8(const WidenF8Args& args) { HWY_DYNAMIC_DISPATCH(WidenF8)(args); }
 const char* TileTargetName() { return HWY_DYNAMIC_DISPATCH(TargetName)(); }
+
+TileWord TileWordFor(DType kv_dtype, int64_t head_dim) {
+  const bool pairs = kv_dtype != DType::kF32 && head_dim % 2 == 0;
+  return pairs && HWY_DYNAMIC_DISPATCH(MultipliesPairs)() ? TileWord::kBF16Pair : TileWord::kF32;
+}
 
 float Lse2(float max, const float* sum) {
   float total = 0;

@@ -201,7 +201,7 @@ HWY_INLINE void SoftmaxRows(const DecodeTileArgs& args, int64_t begin, int64_t n
                             float* HWY_RESTRICT s) {
   const int64_t dim = args.head_dim;
   for (int64_t r = 0; r < n; ++r) {
-    SoftmaxRow<true>(s + r * kTileKeys, args.states.max + begin + r,
+    SoftmaxRow<true>(s + r * kTileKeys, kMaxSlack, args.states.max + begin + r,
                      args.states.sum + (begin + r) * kPadFloats, args.o + (begin + r) * dim, dim);
   }
 }

@@ -94,7 +94,8 @@ void RunLseItem(const SampleLseArgs& args, const std::vector<SampledRow>& rows, 
   RowBlock& full = scratch.rows;
   RowBlock& local = scratch.local_rows;
   for (RowBlock* block : {&full, &local}) {
-    block->Reset(n_rows * group, args.kv.head_dim, args.dual.chunk_tokens, /*with_output=*/false);
+    block->Reset(n_rows * group, args.kv.head_dim, cpu::TileWordOf(args.kv), args.dual.chunk_tokens,
+                 /*with_output=*/false);
     for (int64_t r = 0; r < n_rows * group; ++r) {
       const SampledRow& row = rows[r / group];
       block->SetQuery(r,
@@ -181,7 +182,8 @@ void AddMassTile(const MassCall& call, const MassItem& item, const MassTileRows&
   RowBlock& block = scratch.rows;
   alignas(64) float sum[kTileKeys];
   alignas(64) float max[kTileKeys];
-  cpu::MassTileArgs mass{.in = {.q = block.q(block_begin),
+  cpu::MassTileArgs mass{.in = {.word = block.word(),
+                                .q = block.q(block_begin),
                                 .n_rows = n_rows - tile.first,
                                 .head_dim = block.head_dim(),
                                 .kt = scratch.tile.kt(),
@@ -223,8 +225,8 @@ void StoreBandPartials(const MassCall& call, const MassItem& item, const ThreadS
 void LoadMassRows(const MassCall& call, const MassItem& item, ThreadScratch& scratch) {
   const SampleMassArgs& args = call.args;
   const int64_t n_rows = static_cast<int64_t>(call.rows.size());
-  scratch.rows.Reset(n_rows * call.group, args.kv.head_dim, args.dual.chunk_tokens,
-                     /*with_output=*/false);
+  scratch.rows.Reset(n_rows * call.group, args.kv.head_dim, cpu::TileWordOf(args.kv),
+                     args.dual.chunk_tokens, /*with_output=*/false);
   float* lse2 = scratch.lse2.Ensure(n_rows * call.group);
   for (int64_t g = 0; g < call.group; ++g) {
     const int64_t head = item.kv_head * call.group + g;

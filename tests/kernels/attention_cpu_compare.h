@@ -9,12 +9,17 @@
 #include "hwy/targets.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/attention_tile.h"
+#include "kernels/cpu/decode_tile.h"
 #include "kernels/ref/ref_ops.h"
 #include "tests/kernels/attention_cpu_fixture.h"
 
 namespace longhaul::testing_attention {
 
 inline constexpr float kTolerance = 2e-5f;
+// Of outputs whose weights were rounded to bf16: each is off by up to 2^-8 of itself, as root mean
+// square 0.41 x 2^-8, and so is a sum over random values. Rounded queries add as much to scores of
+// size 1: 0.59.
+inline constexpr double kPairRms = 0x1p-8;
 
 // What this machine runs, of the sets that attention_tile.cc is compiled for.
 inline std::vector<int64_t> Targets() {
@@ -49,7 +54,7 @@ class AttentionAgainstRef : public ::testing::Test {
       AttendResult actual(args.q, with_lse);
       actual.SetIn(args);
       attention_.AttendDense(args);
-      ExpectClose(actual, expected, out_tolerance);
+      ExpectResult(args.kv, actual, expected, out_tolerance);
     });
   }
 
@@ -61,7 +66,7 @@ class AttentionAgainstRef : public ::testing::Test {
       AttendResult actual(args.q, /*with_lse=*/true);
       actual.SetIn(args);
       attention_.AttendSparse(args);
-      ExpectClose(actual, expected, out_tolerance);
+      ExpectResult(args.kv, actual, expected, out_tolerance);
     });
   }
 
@@ -73,7 +78,11 @@ class AttentionAgainstRef : public ::testing::Test {
       Tensor actual = Like(args.q);
       args.out = actual.view();
       attention_.AttendDecode(args);
-      testing_attention::ExpectClose(actual, expected, kTolerance);
+      if (cpu::DecodeTileTakes(args.kvs[0].head_dim)) {
+        testing_attention::ExpectClose(actual, expected, kTolerance);
+      } else {
+        ExpectOut(args.kvs[0], actual, expected, kTolerance);
+      }
     });
   }
 
@@ -112,6 +121,9 @@ class AttentionAgainstRef : public ::testing::Test {
     });
   }
 
+  ThreadPool pool_{2};
+  CpuAttention attention_{&pool_};
+
  private:
   static Tensor Like(const TensorView& q) { return Tensor({q.dim(0), q.dim(1), q.dim(2)}); }
 
@@ -139,14 +151,20 @@ class AttentionAgainstRef : public ::testing::Test {
     Tensor sum, max, band;
   };
 
-  static void ExpectClose(const AttendResult& actual, const AttendResult& expected,
-                          float out_tolerance) {
-    testing_attention::ExpectClose(actual.out, expected.out, out_tolerance);
-    testing_attention::ExpectClose(actual.lse, expected.lse, kTolerance);
+  static void ExpectOut(const KvView& kv, const Tensor& actual, const Tensor& expected,
+                        float tolerance) {
+    if (cpu::TileWordFor(kv.dtype, kv.head_dim) == cpu::TileWord::kBF16Pair) {
+      EXPECT_LE(RelativeRms(actual, expected), kPairRms);
+    } else {
+      testing_attention::ExpectClose(actual, expected, tolerance);
+    }
   }
 
-  ThreadPool pool_{2};
-  CpuAttention attention_{&pool_};
+  static void ExpectResult(const KvView& kv, const AttendResult& actual,
+                           const AttendResult& expected, float out_tolerance) {
+    ExpectOut(kv, actual.out, expected.out, out_tolerance);
+    testing_attention::ExpectClose(actual.lse, expected.lse, kTolerance);
+  }
 };
 
 }  // namespace longhaul::testing_attention

@@ -25,7 +25,8 @@ struct ProblemShape {
   int n_kv_heads = 1;
   int head_dim = 64;
   DType dtype = DType::kF32;
-  float q_gain = 1.0f;  // larger: sharper softmax
+  float q_gain = 1.0f;     // larger: sharper softmax
+  bool any_query = false;  // see Problem::Query
 };
 
 inline std::string Name(const ProblemShape& s) {
@@ -66,13 +67,20 @@ class Problem {
     // Rows of q are strided, as columns of a fused projection are.
     q_row_ = (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim;
     q_.resize(shape.n_tokens * q_row_);
-    for (float& x : q_) x = shape.q_gain * normal(random_);
+    for (float& x : q_) x = Query(shape.q_gain * normal(random_));
   }
 
   TensorView q() {
     return TensorView(q_.data(), DType::kF32, {shape_.n_tokens, q_row_})
         .Columns(0, int64_t{shape_.n_heads} * shape_.head_dim)
         .SplitColumns(shape_.n_heads, shape_.head_dim);
+  }
+  // x, but where keys may be multiplied in pairs a neighbour that scaling makes a bf16 number:
+  // packing then rounds no query, so that scores agree to the last bits of f32.
+  float Query(float x) const {
+    if (shape_.dtype == DType::kF32 || shape_.any_query) return x;
+    const float factor = scale() * 1.44269504088896341f;
+    return ToF32(ToBF16(x * factor)) / factor;
   }
   const KvView& kv() const { return kv_; }
   const ProblemShape& shape() const { return shape_; }
@@ -136,6 +144,17 @@ inline void ExpectClose(const Tensor& actual, const Tensor& expected, float tole
     ASSERT_LE(std::fabs(a - b), tolerance * (1 + std::fabs(b)))
         << "element " << i << ": " << a << " instead of " << b;
   }
+}
+
+// |a - b| over |b|, both as root mean square over all elements.
+inline double RelativeRms(const Tensor& a, const Tensor& b) {
+  double error = 0, size = 0;
+  for (size_t i = 0; i < b.data().size(); ++i) {
+    const double difference = a.data()[i] - b.data()[i];
+    error += difference * difference;
+    size += double{b.data()[i]} * b.data()[i];
+  }
+  return std::sqrt(error / size);
 }
 
 // Plan arrays of n_heads heads; starts with every head streaming.

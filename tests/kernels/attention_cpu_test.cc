@@ -7,7 +7,9 @@
 namespace longhaul {
 namespace {
 
+using testing_attention::ExpectClose;
 using testing_attention::FillRandomPlan;
+using testing_attention::kPairRms;
 using testing_attention::kTolerance;
 using testing_attention::Name;
 using testing_attention::PlanStorage;
@@ -97,7 +99,7 @@ TEST_F(AttentionCpuTest, DenseComputesOnlyMaskedHeads) {
 
 TEST_F(AttentionCpuTest, DecodeMatchesReference) {
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
-    for (int head_dim : {64, 80, 128}) {
+    for (int head_dim : {20, 64, 80, 128}) {
       if (dtype == DType::kF8E4M3 && head_dim == 128) continue;  // the reference is slow
       // Sequences of 1, 64, 65, 1024 and 2500 keys: one chunk, full chunks, a tail.
       std::vector<Problem> problems;
@@ -124,6 +126,73 @@ TEST_F(AttentionCpuTest, DecodeMatchesReference) {
                       .window = window,
                       .out = {}});
       }
+    }
+  }
+}
+
+// Queries as they come.
+TEST_F(AttentionCpuTest, RoundedQueriesStayClose) {
+  for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+    SCOPED_TRACE(DTypeName(dtype));
+    Problem problem({.n_tokens = 100,
+                     .q_begin = 500,
+                     .n_heads = 4,
+                     .n_kv_heads = 2,
+                     .head_dim = 64,
+                     .dtype = dtype,
+                     .any_query = true},
+                    /*seed=*/16);
+    const auto run = [&](const auto& attend) {
+      std::pair<Tensor, Tensor> result{Tensor({100, 4, 64}), Tensor({100, 4})};
+      AttendDenseArgs args = DenseArgs(problem);
+      args.out = result.first.view();
+      args.lse = result.second.view();
+      attend(args);
+      return result;
+    };
+    const auto expected = run([](const AttendDenseArgs& args) { ref::AttendDense(args); });
+    const auto actual = run([&](const AttendDenseArgs& args) { attention_.AttendDense(args); });
+    EXPECT_LE(testing_attention::RelativeRms(actual.first, expected.first), kPairRms);
+    ExpectClose(actual.second, expected.second, 0x1p-8f);
+  }
+}
+
+// What a tile is made of, read back from its places.
+TEST_F(AttentionCpuTest, PackedTilesHoldTheRows) {
+  using cpu::TileWord;
+  std::mt19937 random(17);
+  for (const auto& [n_keys, head_dim] : {std::pair{64, 64}, {64, 20}, {63, 80}, {17, 10}, {1, 2}}) {
+    std::vector<BF16> rows(n_keys * head_dim);
+    std::normal_distribution<float> normal;
+    for (BF16& x : rows) x = ToBF16(normal(random));
+    const void* at[64];
+    for (int c = 0; c < n_keys; ++c) at[c] = rows.data() + c * head_dim;
+    const auto bits = [&](int c, int i) -> uint32_t {
+      return c < n_keys && i < head_dim ? rows[c * head_dim + i].bits : 0;
+    };
+    const int dim = static_cast<int>(cpu::PaddedDim(head_dim));
+    for (TileWord word : {TileWord::kF32, TileWord::kBF16Pair}) {
+      const int n = word == TileWord::kF32 ? 1 : 2;  // numbers in a word
+      SCOPED_TRACE(fmt::format("{} keys of {}, {} in a word", n_keys, head_dim, n));
+      ForEachTarget([&] {
+        std::vector<uint32_t> kt(head_dim / n * 64), v((n_keys + n - 1) / n * dim);
+        cpu::PackKeys({word, at, n_keys, head_dim, DType::kBF16, nullptr, kt.data()});
+        cpu::PackValues({word, at, n_keys, head_dim, DType::kBF16, nullptr, v.data()});
+        for (int i = 0; i < head_dim / n; ++i) {
+          for (int c = 0; c < 64; ++c) {
+            const uint32_t expected =
+                n == 1 ? bits(c, i) << 16 : bits(c, 2 * i) | bits(c, 2 * i + 1) << 16;
+            ASSERT_EQ(kt[i * 64 + c], expected) << "key " << c << " word " << i;
+          }
+        }
+        for (int c = 0; c < (n_keys + n - 1) / n; ++c) {
+          for (int i = 0; i < dim; ++i) {
+            const uint32_t expected =
+                n == 1 ? bits(c, i) << 16 : bits(2 * c, i) | bits(2 * c + 1, i) << 16;
+            ASSERT_EQ(v[c * dim + i], expected) << "value row " << c << " column " << i;
+          }
+        }
+      });
     }
   }
 }
@@ -255,9 +324,13 @@ TEST_F(AttentionCpuTest, RowThatSeesNothing) {
     alignas(64) float max[1] = {cpu::kNoScore}, sum[16] = {};
     const uint64_t visible[1] = {0};
     for (int i = 0; i < 3; ++i) {
-      cpu::AttendTile({.in = {.q = q, .n_rows = 1, .head_dim = 64, .kt = kt, .visible = visible},
+      cpu::AttendTile({.in = {.word = cpu::TileWord::kF32,
+                              .q = q,
+                              .n_rows = 1,
+                              .head_dim = 64,
+                              .kt = kt,
+                              .visible = visible},
                        .v = v,
-                       .v_stride = 64,
                        .n_keys = 64,
                        .states = {.max = max, .sum = sum},
                        .o = o});

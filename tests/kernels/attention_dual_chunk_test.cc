@@ -36,7 +36,8 @@ struct DualProblem {
       std::normal_distribution<float> normal;
       const int64_t row = shape.n_heads * shape.head_dim;
       for (int64_t t = 0; t < shape.n_tokens; ++t) {
-        std::generate_n(form->view().Row<float>(t), row, [&] { return normal(problem.random()); });
+        std::generate_n(form->view().Row<float>(t), row,
+                        [&] { return problem.Query(normal(problem.random())); });
       }
     }
   }
