@@ -148,7 +148,7 @@ cudaError_t AttendDenseHopper(const AttendDenseArgs& args, const KeyRange& keys,
                               const DeviceLimits& limits, cudaStream_t stream) {
   CheckArgs(args, DType::kBF16);
   if (args.q.dim(0) == 0) return cudaSuccess;
-  LH_CHECK(args.kv.dtype == DType::kBF16);
+  LH_CHECK(args.kv.dtype == DType::kBF16 && args.dual.chunk_tokens == 0);
 
   hopper::HopperParams p{MakeDenseRows(args, keys, limits, hopper::Pack(args), hopper::kBlockRows,
                                        hopper::kBlockKeys)};
