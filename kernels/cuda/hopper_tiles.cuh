@@ -105,7 +105,7 @@ class KvRing {
   // kv head, plus 1 for its values; pages[i] is -1 behind the last page, which gives zeros.
   LH_DEVICE void Fill(const HopperParams& p, Slot slot, int kv, const int (&pages)[kBlockPages],
                       const bool (&is_last)[kBlockPages]) const {
-    WaitTransactions(Empty(slot.index), slot.parity ^ 1);
+    WaitUntilFree(slot);
     ArriveExpectingBytes(Full(slot.index), kTileBytes);
     LH_UNROLL
     for (int i = 0; i < kBlockPages; ++i) {
@@ -120,6 +120,15 @@ class KvRing {
       }
     }
   }
+  // For those who fill slots by other means: a slot is free when its last tile has been released,
+  // and full when all lanes of the warps that fill it have made the last of their arrivals.
+  LH_DEVICE void WaitUntilFree(Slot slot) const {
+    WaitTransactions(Empty(slot.index), slot.parity ^ 1);
+  }
+  LH_DEVICE void Arrive(Slot slot) const {
+    if (LaneId() == 0) ArriveTransactions(Full(slot.index));
+  }
+
   LH_DEVICE void Wait(Slot slot) const { WaitTransactions(Full(slot.index), slot.parity); }
   // By all lanes of a consumer warp whose products with the tile are done.
   LH_DEVICE void Release(Slot slot) const {

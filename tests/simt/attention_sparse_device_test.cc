@@ -2,100 +2,21 @@
 // copied and gathered stripes, bands, tails and page borders.
 #include <gtest/gtest.h>
 
-#include <vector>
-
 #include "kernels/cuda/attention_sparse.h"
-#include "kernels/ref/ref_ops.h"
-#include "tests/simt/device_plan.h"
-#include "tests/simt/device_problem.h"
+#include "tests/simt/sparse_problem.h"
 
 namespace longhaul::cuda {
 namespace {
 
-using simt::DeviceArray;
-using testing::DevicePlan;
-using testing::DeviceProblem;
-using testing::DeviceTensor;
-using testing::IsClose;
-using testing::PlanOwner;
-using testing::ProblemShape;
-using testing::Random;
-using testing::View;
-
-// Weights are rounded to bf16 before they meet the values: 2^-9 of a value of a few units.
-constexpr double kOutFloor = 1.5e-2;
-constexpr double kLseFloor = 2e-5;
-
-struct Case {
-  ProblemShape shape;
-  LocalPattern local;
-  int64_t stripe_width = 1;
-  double stripe_share = 0.1;  // of all places
-  double band_share = 0;
-};
-
-// Sparse heads with random lists; of three and more, the first streams and the last is dense.
-void FillPlan(const Case& c, uint64_t seed, PlanOwner& plan) {
-  Random random(seed);
-  const int64_t n_keys = c.shape.n_keys();
-  for (int64_t h = 0; h < c.shape.n_heads; ++h) {
-    std::vector<int32_t> stripes, bands;
-    for (int64_t s = 0; s < n_keys; s += c.stripe_width) {
-      if (random.Uniform() < c.stripe_share) stripes.push_back(static_cast<int32_t>(s));
-    }
-    for (int64_t b = c.local.window / kBandWidth; b < CeilDiv(n_keys, kBandWidth); ++b) {
-      if (random.Uniform() < c.band_share) bands.push_back(static_cast<int32_t>(b));
-    }
-    const bool several = c.shape.n_heads >= 3;
-    if (several && h == 0) {
-      plan.Set(h, HeadKind::kStreaming);
-    } else if (several && h == c.shape.n_heads - 1) {
-      plan.Set(h, HeadKind::kDense);
-    } else {
-      plan.Set(h, HeadKind::kSparse, stripes, bands);
-    }
-  }
-}
+using Case = testing::SparseCase;
 
 // On a device of the given size: small ones have room for one tile of keys at a time.
 void ExpectMatches(const Case& c, const StripeCopies& copies, const DeviceLimits& limits,
                    int n_seeds) {
-  SCOPED_TRACE(::testing::Message()
-               << c.shape.Name() << " width " << c.stripe_width << " copies " << copies.n_keys);
-  const ProblemShape& shape = c.shape;
-  DeviceProblem problem(shape, 21);
-  const int64_t n_keys = shape.n_keys();
-  PlanOwner plan(shape.n_heads, c.local, c.stripe_width, CeilDiv(n_keys, c.stripe_width),
-                 c.band_share > 0 ? CeilDiv(n_keys, kBandWidth) : 0);
-  FillPlan(c, 22, plan);
-  std::vector<float> out(shape.n_tokens * shape.n_heads * shape.head_dim);
-  std::vector<float> lse(shape.n_tokens * shape.n_heads);
-  AttendSparseArgs args{.q = problem.q(),
-                        .dual = problem.dual(),
-                        .q_begin = shape.q_begin,
-                        .kv = problem.kv(),
-                        .scale = problem.scale(),
-                        .plan = plan.plan(),
-                        .out = View(out, {shape.n_tokens, shape.n_heads, shape.head_dim}),
-                        .lse = View(lse, {shape.n_tokens, shape.n_heads})};
-  ref::AttendSparse(args);
-
-  const DevicePlan device_plan = DevicePlan::CopyOf(shape.n_heads, plan.plan());
-  args.q = problem.device_q();
-  args.dual = problem.device_dual();
-  args.kv = problem.device_kv();
-  args.plan = device_plan.plan();
-  simt::ForEachSeed(n_seeds, [&] {
-    const DeviceTensor<BF16> device_out({shape.n_tokens, shape.n_heads, shape.head_dim});
-    const DeviceTensor<> device_lse({shape.n_tokens, shape.n_heads});
-    const DeviceArray<std::byte> scratch(
-        AttendSparseScratchBytes(shape.n_heads, shape.head_dim, copies));
-    args.out = device_out.view();
-    args.lse = device_lse.view();
-    ASSERT_EQ(AttendSparse(args, copies, limits, scratch.data(), nullptr), cudaSuccess);
-    EXPECT_TRUE(IsClose(device_out.Floats(), out, DType::kBF16, kOutFloor));
-    EXPECT_TRUE(IsClose(device_lse.Floats(), lse, DType::kF32, kLseFloor));
-  });
+  testing::ExpectSparseMatches(c, copies, n_seeds,
+                               [&](const AttendSparseArgs& args, std::byte* scratch) {
+                                 return AttendSparse(args, copies, limits, scratch, nullptr);
+                               });
 }
 
 constexpr DeviceLimits kHopper{.shared_bytes = 228 * 1024};

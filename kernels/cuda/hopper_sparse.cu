@@ -1,0 +1,90 @@
+// The warps of one producer warp group gather tiles of 128 keys and values
+// (hopper_sparse_tiles.cuh), two consumer warp groups of 64 rows each multiply
+// (hopper_consumer.cuh). A block has 128 rows of one head, whatever its kind.
+#include "kernels/cuda/hopper_sparse.h"
+
+#include "kernels/cuda/hopper_sparse_tiles.cuh"
+#include "kernels/cuda/launch.h"
+
+namespace longhaul::cuda {
+namespace hopper {
+namespace {
+
+constexpr int kProducerRegisters = 72;  // 72 + 2 * 216 = 3 * 168, with which 384 threads start
+constexpr int kConsumerRegisters = 216;
+
+template <int kHeadDim>
+LH_KERNEL(kThreads, 1)
+HopperSparseKernel(LH_GRID_CONSTANT const SparseParams p) {
+  SharedArena arena;
+  const BlockMemory<kHeadDim> memory(arena);
+  TileQueue queue(arena);
+  const SparseRows rows = RowsOfBlock<kHeadDim, kBlockRows>(p);
+  BandSet bands;
+  if (p.max_bands > 0 && rows.kind == HeadKind::kSparse) {
+    const int n_words = BandSetWords(p.q_begin + p.n_tokens);
+    bands = BandSet(arena.Carve<uint32_t>(n_words));
+    bands.Fill<kThreads>(p, rows.head, n_words);
+  }
+  if (ThreadId() == 0) {
+    memory.InitBarriers(/*n_arrivals=*/kCopyWarps);
+    queue.InitBarriers();
+    FenceProxyAsync();
+  }
+  SyncThreads();
+  // The same in all lanes, and the compiler shall know: else it runs products one after another.
+  const int warp_group = Shuffle(ThreadId() / kWarpGroupThreads, 0);
+  if (warp_group == 0) {
+    GiveUpRegisters<kProducerRegisters>();
+    Gatherer<kHeadDim> gatherer(p, memory, queue, bands);
+    gatherer.Run(rows);
+  } else {
+    TakeRegisters<kConsumerRegisters>();
+    const SparseTiles tiles(p, rows, queue, bands, warp_group - 1);
+    Consumer<kHeadDim, SparseParams, SparseTiles> consumer(p, tiles, warp_group - 1, memory);
+    consumer.Run();
+    consumer.Write();
+  }
+}
+
+int BandBytes(int64_t max_bands, int64_t n_keys) {
+  return max_bands > 0 ? CarvedBytes<uint32_t>(BandSetWords(n_keys)) : 0;
+}
+
+template <int kHeadDim>
+constexpr int kFixedBytes = BlockMemory<kHeadDim>::kBytes + TileQueue::kBytes;
+
+template <int kHeadDim>
+cudaError_t LaunchHopperSparse(const SparseParams& p, cudaStream_t stream) {
+  return Launch(
+      {.name = "attend sparse (hopper)",
+       .grid = {static_cast<unsigned>(p.n_heads * p.n_row_tiles)},
+       .block = kThreads,
+       .smem_bytes = kFixedBytes<kHeadDim> + BandBytes(p.max_bands, p.q_begin + p.n_tokens),
+       .stream = stream},
+      HopperSparseKernel<kHeadDim>, p);
+}
+
+}  // namespace
+}  // namespace hopper
+
+bool SuitsHopper(const AttendSparseArgs& args) {
+  if (args.kv.head_dim != 64 && args.kv.head_dim != 128) return false;
+  if (args.kv.dtype != DType::kBF16 || args.dual.chunk_tokens != 0) return false;
+  const int64_t n_keys = args.q_begin + args.q.dim(0);
+  return hopper::kFixedBytes<128> + hopper::BandBytes(args.plan.max_bands, n_keys) <=
+         hopper::kMaxSharedBytes;
+}
+
+cudaError_t AttendSparseHopper(const AttendSparseArgs& args, const StripeCopies& copies,
+                               std::byte* scratch, cudaStream_t stream) {
+  if (args.q.dim(0) == 0) return cudaSuccess;
+  if (!SuitsHopper(args)) return cudaErrorInvalidValue;
+  SparseParams p;
+  const cudaError_t error = PrepareSparse(args, copies, hopper::kBlockRows, scratch, stream, &p);
+  if (error != cudaSuccess) return error;
+  return args.kv.head_dim == 64 ? hopper::LaunchHopperSparse<64>(p, stream)
+                                : hopper::LaunchHopperSparse<128>(p, stream);
+}
+
+}  // namespace longhaul::cuda
