@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# From a fresh Debian 12 to an answer out of a long prompt: installs packages, builds, serves models/lookup
-# on a free port, and asks it for a key hidden in N tokens, with dense and with sparse prefill.
-#   tools/quickstart.sh [--tokens N] [--depth D] [--seed S]
-# The last line of the output is one JSON object with the numbers.
+# From a fresh Debian 12 to answers out of a long prompt: installs packages, builds, serves a bundled model on a
+# free port, and asks it for what a text of N tokens tells, with dense and with sparse prefill.
+#   tools/quickstart.sh [--model models/longhaul-mini|models/lookup] [--tokens N] [--seed S] [--depth D]
+# models/longhaul-mini (default) was trained, and is asked for four facts; models/lookup is constructed, and exact at
+# any length (D: where its key is). The last line of the output is one JSON object with the numbers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 case "${1:-}" in
-  -h|--help) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
 esac
 
 tools/setup.sh

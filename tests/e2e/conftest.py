@@ -10,7 +10,8 @@ import pytest
 from grpc_tools import protoc
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "lookup"))
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+sys.path[:0] = [str(TOOLS), str(TOOLS / "lookup")]
 from haystack import make_haystack  # noqa: E402
 from server_process import BINARY, ROOT, ServerProcess  # noqa: E402
 

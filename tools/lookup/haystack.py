@@ -28,7 +28,7 @@ class Haystack:
     n_tokens: int        # of the prompt, beginning-of-text included
 
 
-def _sentence(rng):
+def sentence(rng):
     """Words of one filler sentence; with its full stop it has len + 1 tokens."""
     noun_phrase = lambda: [rng.choice(words.DETERMINERS), rng.choice(words.ADJECTIVES), rng.choice(words.NOUNS)]
     parts = [rng.choice(words.OPENERS[:12]), rng.choice(words.ADJECTIVES), rng.choice(words.NOUNS)]
@@ -44,7 +44,7 @@ def _filler(rng, n_tokens):
     """Sentences of n_tokens tokens in all, full stops included. The last one, a list of nouns, fits exactly."""
     sentences = []
     while n_tokens > 0:
-        parts = _sentence(rng)
+        parts = sentence(rng)
         if n_tokens - len(parts) - 1 < 3:
             parts = ["The"] + [rng.choice(words.NOUNS) for _ in range(n_tokens - 2)]
         sentences.append(" ".join(parts))

@@ -32,8 +32,8 @@ def main():
                 for depth in options.depths:
                     stack = make_haystack(n_tokens, depth, seed=round(100 * depth))
                     salt = f"{n_tokens}-{mode}-{depth}"
-                    cold, _, cold_report = quickstart.ask(server.port, stack.prompt, mode, salt)
-                    warm, _, warm_report = quickstart.ask(server.port, stack.prompt, mode, salt)
+                    cold, _, cold_report = quickstart.complete(server.port, stack.prompt, mode, salt)
+                    warm, _, warm_report = quickstart.complete(server.port, stack.prompt, mode, salt)
                     right = cold.startswith(stack.answer) and warm.startswith(stack.answer)
                     n_wrong += not right
                     sparse = cold_report["sparse"]
