@@ -22,6 +22,12 @@ int64_t MicrosSince(Clock::time_point begin) {
   return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin).count();
 }
 
+// For alarms, which know no other clock.
+std::chrono::system_clock::time_point ToSystemTime(Clock::time_point time) {
+  return std::chrono::system_clock::now() +
+         std::chrono::duration_cast<std::chrono::microseconds>(time - Clock::now());
+}
+
 std::string MakeRequestId() {
   std::random_device random;
   return fmt::format("grpc-{:08x}{:08x}", random(), random());
@@ -147,6 +153,7 @@ void GenerateCall::Advance() {
   absl::Status status;
   std::unique_ptr<Generation> dropped;  // outside the lock
   Action action;
+  bool set_write_alarm = false;
   {
     std::lock_guard lock(mutex_);
     if (!started_ || writing_ || finished_) return;
@@ -154,7 +161,12 @@ void GenerateCall::Advance() {
     writing_ = action == Action::kSendHeaders || action == Action::kWrite;
     finished_ = action == Action::kFinish || action == Action::kWriteAndFinish;
     if (finished_) dropped = std::move(generation_);
+    if (writing_ || finished_) {
+      write_began_ = Clock::now();
+      set_write_alarm = !std::exchange(write_alarm_set_, true);
+    }
   }
+  if (set_write_alarm) SetWriteAlarm(Clock::now() + env_.write_timeout);
   switch (action) {  // from Finish on, `this` may be gone
     case Action::kNone:
       break;
@@ -208,9 +220,7 @@ GenerateCall::Action GenerateCall::NextAction(absl::Status* status) {
 }
 
 void GenerateCall::SetAlarm() {
-  const auto delay =
-      std::chrono::duration_cast<std::chrono::microseconds>(alarm_at_ - Clock::now());
-  alarm_.Set(std::chrono::system_clock::now() + delay, [weak = weak_from_this()](bool) {
+  alarm_.Set(ToSystemTime(alarm_at_), [weak = weak_from_this()](bool) {
     const auto call = weak.lock();
     if (call == nullptr) return;
     {
@@ -219,6 +229,29 @@ void GenerateCall::SetAlarm() {
     }
     call->Advance();
   });
+}
+
+void GenerateCall::SetWriteAlarm(Clock::time_point at) {
+  write_alarm_.Set(ToSystemTime(at), [weak = weak_from_this()](bool) {
+    if (const auto call = weak.lock()) call->CheckWrite();
+  });
+}
+
+void GenerateCall::CheckWrite() {
+  Clock::time_point deadline;
+  {
+    std::lock_guard lock(mutex_);
+    write_alarm_set_ = false;
+    if (done_ || !(writing_ || finished_)) return;
+    deadline = write_began_ + env_.write_timeout;
+    if (Clock::now() >= deadline) {
+      // With the lock, so that OnDone waits. Reactions come on other threads.
+      context_->TryCancel();
+      return;
+    }
+    write_alarm_set_ = true;
+  }
+  SetWriteAlarm(deadline);
 }
 
 void GenerateCall::OnSendInitialMetadataDone(bool ok) { OnWriteDone(ok); }
@@ -243,6 +276,10 @@ void GenerateCall::OnCancel() {
 }
 
 void GenerateCall::OnDone() {
+  {
+    std::lock_guard lock(mutex_);
+    done_ = true;
+  }
   // on_done lets Shutdown go on: nothing of the server may be used after it.
   const std::function<void()> on_done = env_.on_done;
   const std::shared_ptr<GenerateCall> self = std::move(self_);

@@ -7,6 +7,7 @@
 #include <grpcpp/alarm.h>
 #include <grpcpp/support/server_callback.h>
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -35,6 +36,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
                                            // engine's callback may outlive the server by a moment
     std::function<void(const RequestRecord&)> on_refused;  // GrpcOptions::on_refused
     std::function<void()> on_done;                         // the call is over
+    std::chrono::milliseconds write_timeout{};             // GrpcOptions::write_timeout
   };
 
   // `context` and `request` live until OnDone.
@@ -55,6 +57,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   Action NextAction(absl::Status* status);
   // Calls Advance at alarm_at_.
   void SetAlarm();
+  // Calls CheckWrite at `at`.
+  void SetWriteAlarm(Clock::time_point at);
+  // Cancels the call when what is being written takes too long: the client does not read.
+  void CheckWrite();
 
   void OnSendInitialMetadataDone(bool ok) override;
   void OnWriteDone(bool ok) override;
@@ -69,15 +75,20 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   v1::GenerateResponse response_;       // of the write under way
   grpc::Alarm alarm_;                   // used by who set alarm_set_, as alarm_at_
   Clock::time_point alarm_at_;
+  grpc::Alarm write_alarm_;  // used by who set write_alarm_set_
 
-  std::mutex mutex_;  // guards what follows; gRPC is never called with it held
+  // Guards what follows. gRPC is never called with it held, but to cancel.
+  std::mutex mutex_;
   std::unique_ptr<Generation> generation_;
   ProgressTicker ticker_;
-  bool started_ = false;    // Begin is over
-  bool writing_ = false;    // headers or a message
-  bool alarm_set_ = false;  // until it rings
-  bool cancelled_ = false;  // by the client, its deadline or Shutdown
-  bool finished_ = false;   // Finish was called
+  bool started_ = false;           // Begin is over
+  bool writing_ = false;           // headers or a message
+  bool alarm_set_ = false;         // until it rings
+  bool cancelled_ = false;         // by the client, its deadline or Shutdown
+  bool finished_ = false;          // Finish was called
+  bool done_ = false;              // OnDone began: context_ may be gone
+  Clock::time_point write_began_;  // of headers, a message or the end: the last one
+  bool write_alarm_set_ = false;   // until it rings; not set and cancelled for every write
 };
 
 }  // namespace longhaul

@@ -188,6 +188,7 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* GrpcServerImpl::Generate(
   env.workers = &workers_;
   env.deliverer = deliverer_;
   env.on_refused = options_.on_refused;
+  env.write_timeout = options_.write_timeout;
   env.on_done = [this] {
     std::lock_guard lock(mutex_);
     --n_generating_;

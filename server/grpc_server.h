@@ -27,7 +27,8 @@ struct GrpcOptions {
   int64_t max_message_bytes = int64_t{64} << 20;  // of requests and answers
   int n_workers = 2;                              // threads that validate and tokenize
   int64_t max_pending_starts = 256;               // requests waiting for a worker; more are refused
-  std::string version;                            // GetServerInfo
+  std::chrono::milliseconds write_timeout{60'000};  // a client that does not read is cancelled then
+  std::string version;                              // GetServerInfo
   // Called for each Generate call that is refused before it reaches the Session. May be empty.
   std::function<void(const RequestRecord&)> on_refused;
 };

@@ -26,9 +26,11 @@ class GrpcServerTest : public testing::Test {
  protected:
   void SetUp() override { StartServer({}); }
 
-  void StartServer(std::vector<std::string> api_keys) {
+  void StartServer(std::vector<std::string> api_keys,
+                   std::chrono::milliseconds write_timeout = std::chrono::minutes(1)) {
     server_.reset();
     GrpcOptions options;
+    options.write_timeout = write_timeout;
     options.host = "127.0.0.1";
     options.port = 0;
     options.api_keys = std::move(api_keys);
@@ -374,6 +376,36 @@ TEST_F(GrpcServerTest, ClientCancelDropsTheGeneration) {
   context.TryCancel();
   EXPECT_TRUE(session_.script()->WaitDropped());
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+TEST_F(GrpcServerTest, AClientThatDoesNotReadIsCancelled) {
+  StartServer({}, std::chrono::milliseconds(100));
+  const auto socket_stub = v1::Inference::NewStub(grpc::CreateChannel(
+      "127.0.0.1:" + std::to_string(server_->port()), grpc::InsecureChannelCredentials()));
+  session_.script()->PushText(std::string(4 << 20, 'x'));  // more than any buffer holds
+  grpc::ClientContext context;
+  auto reader = socket_stub->Generate(&context, TextRequest("hello"));
+  EXPECT_TRUE(session_.script()->WaitDropped());
+  v1::GenerateResponse response;
+  while (reader->Read(&response)) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+TEST_F(GrpcServerTest, AClientThatReadsSlowlyIsNotCancelled) {
+  StartServer({}, std::chrono::seconds(2));
+  grpc::ClientContext context;
+  auto reader = stub_->Generate(&context, TextRequest("hello"));
+  v1::GenerateResponse response;
+  for (int i = 0; i < 12; ++i) {  // each in time, all together not
+    session_.script()->PushText("x");
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    ASSERT_TRUE(reader->Read(&response));
+  }
+  session_.script()->PushSummary();
+  while (reader->Read(&response)) {
+  }
+  EXPECT_TRUE(reader->Finish().ok());
 }
 
 TEST_F(GrpcServerTest, CancelDuringTokenizationDropsTheGeneration) {
