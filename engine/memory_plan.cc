@@ -28,9 +28,10 @@ absl::Status DoesNotFit(const MemoryPlan& plan, const Backend& backend, int64_t 
   }
   return absl::ResourceExhaustedError(fmt::format(
       "a KV cache of {:.2f} GiB does not fit: with {:.2f} GiB of weights, {:.2f} GiB of workspace "
-      "and {:.2f} GiB of hidden states it exceeds the {:.2f} GiB of this {}; lower the KV "
-      "cache memory{}",
-      GiB(plan.kv_pool_bytes), GiB(plan.weight_bytes), GiB(plan.workspace_bytes),
+      "and recorded steps and {:.2f} GiB of hidden states it exceeds the {:.2f} GiB of this {}; "
+      "lower the KV cache memory{}",
+      GiB(plan.kv_pool_bytes), GiB(plan.weight_bytes),
+      GiB(plan.workspace_bytes + plan.recorded.n_bytes),
       GiB(plan.hidden_bytes + plan.layer_store_bytes), GiB(usable_bytes),
       backend.is_host() ? "machine" : "GPU that may be used (--gpu-memory-utilization)",
       layer_store));
@@ -59,8 +60,8 @@ int64_t UsableBytes(const EngineConfig& config, const Backend& backend) {
 absl::Status PlanKvPool(const EngineConfig& config, const KvLayout& layout, const Backend& backend,
                         int64_t usable_bytes, MemoryPlan& plan) {
   const int64_t page_bytes = layout.PageBytes();
-  const int64_t others =
-      plan.weight_bytes + plan.workspace_bytes + plan.hidden_bytes + plan.layer_store_bytes;
+  const int64_t others = plan.weight_bytes + plan.workspace_bytes + plan.hidden_bytes +
+                         plan.layer_store_bytes + plan.recorded.n_bytes;
   const int64_t left = std::max<int64_t>(usable_bytes - std::min(others, usable_bytes), 0);
   int64_t n_pages = config.kv_cache_bytes / page_bytes;
   if (config.kv_cache_bytes == 0) n_pages = AutoPages(config, page_bytes, backend, left);
@@ -76,7 +77,11 @@ absl::Status PlanKvPool(const EngineConfig& config, const KvLayout& layout, cons
         "the KV cache is smaller than one page of this model ({} bytes); raise the KV cache memory",
         page_bytes));
   }
-  return plan.kv_pool_bytes <= left ? absl::OkStatus() : DoesNotFit(plan, backend, usable_bytes);
+  if (plan.kv_pool_bytes > left) return DoesNotFit(plan, backend, usable_bytes);
+  if (!backend.is_host()) {
+    plan.reserve_bytes = backend.Memory().total_bytes - others - plan.kv_pool_bytes;
+  }
+  return absl::OkStatus();
 }
 
 void LogMemoryPlan(const ModelConfig& model, const EngineConfig& config, const MemoryPlan& plan,
@@ -99,6 +104,14 @@ void LogMemoryPlan(const ModelConfig& model, const EngineConfig& config, const M
   if (plan.layer_store_bytes > 0) {
     spdlog::info("memory  layer store   {:9.3f} GiB  one prompt of {} tokens, layer by layer",
                  GiB(plan.layer_store_bytes), config.max_model_len);
+  }
+  if (plan.recorded.n_recordings > 0) {
+    spdlog::info("memory  recorded steps{:8.3f} GiB  reckoned for {} sizes of decode steps",
+                 GiB(plan.recorded.n_bytes), plan.recorded.n_recordings);
+  }
+  if (plan.reserve_bytes > 0) {
+    spdlog::info("memory  reserve       {:9.3f} GiB  driver, cuBLAS, kernels' scratch, others",
+                 GiB(plan.reserve_bytes));
   }
   const int64_t pool_tokens = plan.kv_pool_bytes / layout.PageBytes() * kPageTokens;
   if (pool_tokens < config.max_model_len) {

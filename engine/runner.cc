@@ -17,6 +17,7 @@
 #include "engine/model/safetensors.h"
 #include "engine/model/transformer.h"
 #include "engine/model/weights.h"
+#include "engine/recorded_steps.h"
 #include "engine/request.h"
 #include "kernels/base/arena.h"
 #include "kernels/base/checked_math.h"
@@ -36,14 +37,6 @@ int64_t NStepLogitRows(const EngineConfig& config) {
   return config.max_num_seqs + config.max_prefills + 1;
 }
 int64_t NLogitRows(const EngineConfig& config) { return NStepLogitRows(config) + kLogprobRows; }
-
-// Places of the recording that serves n_rows: 1, 2, 4, multiples of 8. Fewer recordings than batch
-// sizes, as each takes memory and a slower step; a place that is nobody's costs its part of the
-// products, which a small batch does not notice.
-int64_t RecordedPlaces(int64_t n_rows, int64_t max_rows) {
-  const int64_t places = n_rows <= 2 ? n_rows : n_rows <= 4 ? 4 : RoundUp(n_rows, 8);
-  return std::min(places, max_rows);
-}
 
 class Runner final : public Executor {
  public:
@@ -359,6 +352,7 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
     sizes.layer_store_bytes =
         config.max_model_len * shape.hidden_size * static_cast<int64_t>(sizeof(float));
   }
+  if (backend->has_replay()) sizes.recorded = CountRecordedSteps(config, *model);
   LH_RETURN_IF_ERROR(PlanKvPool(config, layout, *backend, usable_bytes, sizes));
 
   LH_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(model_dir));

@@ -90,6 +90,34 @@ TEST_F(MemoryPlanTest, MillionTokensInBf16DoNot) {
   EXPECT_NE(refused.message().find("128.00 GiB"), std::string::npos) << refused;
 }
 
+// 32 layers in 11 sizes of steps: 1, 2, 4, 8, 16, ..., 64.
+TEST_F(MemoryPlanTest, RecordedStepsHaveTheirRoom) {
+  MemoryPlan eager;
+  ASSERT_TRUE(Plan(DType::kBF16, eager).ok());
+  MemoryPlan recorded;
+  recorded.recorded = CountRecordedSteps(config_, model_);
+  EXPECT_EQ(recorded.recorded.n_recordings, 11);
+  EXPECT_GT(recorded.recorded.n_bytes, 11 * 32 * 10 * 4096);
+  EXPECT_LT(recorded.recorded.n_bytes, 200'000'000);
+  ASSERT_TRUE(Plan(DType::kBF16, recorded).ok());
+  const int64_t page_bytes = Layout(DType::kBF16).PageBytes();
+  EXPECT_LE(recorded.kv_pool_bytes + recorded.recorded.n_bytes, eager.kv_pool_bytes + page_bytes);
+  EXPECT_GE(recorded.kv_pool_bytes + recorded.recorded.n_bytes, eager.kv_pool_bytes - page_bytes);
+  // The rest of the card, of which a twentieth is left by the configured share.
+  EXPECT_NEAR(static_cast<double>(recorded.reserve_bytes), 0.05 * 141e9, 1.1 * page_bytes);
+
+  config_.max_num_seqs = 3;
+  EXPECT_EQ(CountRecordedSteps(config_, model_).n_recordings, 3);
+  config_.enforce_eager = true;
+  EXPECT_EQ(CountRecordedSteps(config_, model_).n_recordings, 0);
+  EXPECT_EQ(CountRecordedSteps(config_, model_).n_bytes, 0);
+}
+
+TEST(RecordedPlacesTest, OneTwoFourAndMultiplesOfEight) {
+  const int64_t places[] = {1, 2, 4, 4, 8, 8, 8, 8, 11, 11, 11};
+  for (int64_t n = 1; n <= 11; ++n) EXPECT_EQ(RecordedPlaces(n, 11), places[n - 1]) << n;
+}
+
 TEST_F(MemoryPlanTest, PoolSmallerThanAPage) {
   config_.kv_cache_bytes = Layout(DType::kF8E4M3).PageBytes() - 1;
   MemoryPlan plan;
