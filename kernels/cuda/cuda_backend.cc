@@ -27,6 +27,7 @@
 #include "kernels/cuda/graphs.h"
 #include "kernels/cuda/hopper_attention.h"
 #include "kernels/cuda/hopper_check.h"
+#include "kernels/cuda/hopper_sparse.h"
 #include "kernels/cuda/sample_passes.h"
 #include "kernels/cuda/select_budget.h"
 #include "kernels/cuda/select_keys.h"
@@ -50,20 +51,21 @@ cuda::DeviceLimits LimitsOf(const cudaDeviceProp& properties) {
           .l2_bytes = properties.l2CacheSize};
 }
 
-// Which kernel large dense prefill runs on.
-struct DenseKernel {
-  bool is_hopper = false;
+// Which kernels prefill attention runs on: those for Hopper where they suit a call, else mma.
+struct PrefillKernels {
+  bool hopper_dense = false;
+  bool hopper_sparse = false;
   std::string remark;  // for the operator; "" where there is no choice
 };
 
 class CudaBackend : public Backend {
  public:
   // The stream, the staging memory and the GEMM are those of this object.
-  CudaBackend(const cudaDeviceProp& properties, DenseKernel dense, cudaStream_t stream,
+  CudaBackend(const cudaDeviceProp& properties, PrefillKernels prefill, cudaStream_t stream,
               std::unique_ptr<cuda::StagingCopies> staging, std::unique_ptr<cuda::Gemm> gemm)
       : properties_(properties),
         limits_(LimitsOf(properties)),
-        dense_(std::move(dense)),
+        prefill_(std::move(prefill)),
         stream_(stream),
         staging_(std::move(staging)),
         gemm_(std::move(gemm)),
@@ -80,7 +82,7 @@ class CudaBackend : public Backend {
     return fmt::format("cuda ({}, sm_{}{}, {} multiprocessors, {:.1f} GiB{}{})", properties_.name,
                        properties_.major, properties_.minor, properties_.multiProcessorCount,
                        static_cast<double>(properties_.totalGlobalMem) / (1 << 30),
-                       dense_.remark.empty() ? "" : ", ", dense_.remark);
+                       prefill_.remark.empty() ? "" : ", ", prefill_.remark);
   }
   DType activation_dtype() const override { return kAct; }
   bool is_host() const override { return false; }
@@ -186,7 +188,7 @@ class CudaBackend : public Backend {
 
   void AttendDense(const AttendDenseArgs& args) override {
     CheckArgs(args, kAct);
-    if (dense_.is_hopper && cuda::SuitsHopper(args, limits_)) {
+    if (prefill_.hopper_dense && cuda::SuitsHopper(args, limits_)) {
       CheckCuda(cuda::AttendDenseHopper(args, {}, limits_, stream_), "AttendDense");
       return;
     }
@@ -238,7 +240,10 @@ class CudaBackend : public Backend {
     std::byte* scratch = scratch_.Ensure(
         cuda::AttendSparseScratchBytes(args.q.dim(1), args.kv.head_dim, kStripeCopies),
         "AttendSparse");
-    CheckCuda(cuda::AttendSparse(args, kStripeCopies, limits_, scratch, stream_), "AttendSparse");
+    CheckCuda(prefill_.hopper_sparse && cuda::SuitsHopper(args)
+                  ? cuda::AttendSparseHopper(args, kStripeCopies, scratch, stream_)
+                  : cuda::AttendSparse(args, kStripeCopies, limits_, scratch, stream_),
+              "AttendSparse");
   }
   void Audit(const AuditArgs& args) override {
     CheckArgs(args);
@@ -272,7 +277,7 @@ class CudaBackend : public Backend {
 
   const cudaDeviceProp properties_;
   const cuda::DeviceLimits limits_;
-  const DenseKernel dense_;
+  const PrefillKernels prefill_;
   const cudaStream_t stream_;
   std::unique_ptr<cuda::StagingCopies> staging_;
   std::unique_ptr<cuda::Gemm> gemm_;
@@ -303,23 +308,40 @@ absl::StatusOr<cudaDeviceProp> FindGpu() {
   return properties;
 }
 
-// Hopper's own kernel where there is one and it passes its check on this very device.
-absl::StatusOr<DenseKernel> ChooseDenseKernel(const cudaDeviceProp& properties, bool may_use_hopper,
-                                              cudaStream_t stream) {
-  if (properties.major != 9) return DenseKernel{};
-  if (!may_use_hopper) return DenseKernel{.remark = "dense prefill by mma, as asked for"};
-  const std::string why_not = cuda::WhyNotHopper(LimitsOf(properties), stream);
-  if (why_not.empty()) return DenseKernel{.is_hopper = true, .remark = "dense prefill by wgmma"};
+// Whether a kernel for Hopper is used, after its check on this very device; says so in the remark.
+absl::StatusOr<bool> MayUseHopper(const char* what, const std::string& why_not,
+                                  const cudaDeviceProp& properties, cudaStream_t stream,
+                                  std::string& remark) {
+  if (!remark.empty()) remark += "; ";
+  if (why_not.empty()) {
+    remark += fmt::format("{} prefill by wgmma", what);
+    return true;
+  }
   cudaGetLastError();  // it is reported here
   if (cudaStreamSynchronize(stream) != cudaSuccess) {
     return absl::InternalError(
-        fmt::format("the attention kernel for Hopper stopped the GPU {} in its check ({}). Use "
+        fmt::format("the {} attention kernel for Hopper stopped the GPU {} in its check ({}). Use "
                     "--backend cuda-mma, which leaves it out",
-                    properties.name, why_not));
+                    what, properties.name, why_not));
   }
-  return DenseKernel{.remark = fmt::format("dense prefill by mma: the kernel for Hopper failed its "
-                                           "check {}",
-                                           why_not)};
+  remark +=
+      fmt::format("{} prefill by mma: the kernel for Hopper failed its check {}", what, why_not);
+  return false;
+}
+
+absl::StatusOr<PrefillKernels> ChoosePrefillKernels(const cudaDeviceProp& properties,
+                                                    bool may_use_hopper, cudaStream_t stream) {
+  PrefillKernels kernels;
+  if (properties.major != 9) return kernels;
+  if (!may_use_hopper) return PrefillKernels{.remark = "prefill by mma, as asked for"};
+  const cuda::DeviceLimits limits = LimitsOf(properties);
+  LH_ASSIGN_OR_RETURN(kernels.hopper_dense,
+                      MayUseHopper("dense", cuda::WhyNotDenseHopper(limits, stream), properties,
+                                   stream, kernels.remark));
+  LH_ASSIGN_OR_RETURN(kernels.hopper_sparse,
+                      MayUseHopper("sparse", cuda::WhyNotSparseHopper(limits, stream), properties,
+                                   stream, kernels.remark));
+  return kernels;
 }
 
 }  // namespace
@@ -332,11 +354,12 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(bool may_use_hopper) 
     return absl::InternalError(
         fmt::format("the GPU {} does not start: {}", properties.name, cudaGetErrorString(error)));
   }
-  LH_ASSIGN_OR_RETURN(DenseKernel dense, ChooseDenseKernel(properties, may_use_hopper, stream));
+  LH_ASSIGN_OR_RETURN(PrefillKernels prefill,
+                      ChoosePrefillKernels(properties, may_use_hopper, stream));
   LH_ASSIGN_OR_RETURN(std::unique_ptr<cuda::StagingCopies> staging,
                       cuda::StagingCopies::Create(stream));
   LH_ASSIGN_OR_RETURN(std::unique_ptr<cuda::Gemm> gemm, cuda::Gemm::Create(stream, staging.get()));
-  return std::make_unique<CudaBackend>(properties, std::move(dense), stream, std::move(staging),
+  return std::make_unique<CudaBackend>(properties, std::move(prefill), stream, std::move(staging),
                                        std::move(gemm));
 }
 

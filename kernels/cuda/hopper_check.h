@@ -1,6 +1,7 @@
-// Whether the kernel of hopper_attention.h may be used on this device: a small random problem of
-// each head size, computed by it and by that of attention_dense.h. Called once, when the backend
-// starts; takes milliseconds, waits for the device, and gives back the memory that it takes.
+// Whether the kernels of hopper_attention.h and hopper_sparse.h may be used on this device: a small
+// random problem of each head size, computed by them and by those of attention_dense.h and
+// attention_sparse.h. Called once, when the backend starts; takes milliseconds, waits for the
+// device, and gives back the memory that it takes.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -21,6 +22,7 @@ struct AttentionResult {
 std::string CompareAttention(const AttentionResult& actual, const AttentionResult& expected);
 
 // "", or why not. A kernel that stops with an error makes the device unusable for this process.
-std::string WhyNotHopper(const DeviceLimits& limits, cudaStream_t stream);
+std::string WhyNotDenseHopper(const DeviceLimits& limits, cudaStream_t stream);
+std::string WhyNotSparseHopper(const DeviceLimits& limits, cudaStream_t stream);
 
 }  // namespace longhaul::cuda

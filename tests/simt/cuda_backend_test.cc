@@ -10,6 +10,7 @@
 
 #include "engine/runner.h"
 #include "kernels/backend.h"
+#include "tests/simt/device_plan.h"
 #include "tests/simt/device_problem.h"
 #include "tests/simt/kernel_test.h"
 
@@ -55,26 +56,67 @@ int64_t WarpGroupProducts(Backend& backend) {
   return simt::TakeStatistics().n_wgmma;
 }
 
-TEST_F(CudaStartTest, HopperHasAKernelOfItsOwn) {
+// The same of a sparse call.
+int64_t SparseWarpGroupProducts(Backend& backend) {
+  testing::DeviceProblem problem({.n_tokens = 20, .q_begin = 60, .n_heads = 1, .head_dim = 64},
+                                 /*seed=*/6);
+  testing::PlanOwner plan(1, {.sink = 4, .window = kBandWidth}, /*stripe_width=*/1,
+                          /*max_stripes=*/1, /*max_bands=*/0);
+  plan.Set(0, HeadKind::kStreaming);
+  const testing::DevicePlan device_plan = testing::DevicePlan::CopyOf(1, plan.plan());
+  const testing::DeviceTensor<BF16> out({20, 1, 64});
+  const testing::DeviceTensor<> lse({20, 1});
+  simt::TakeStatistics();
+  backend.AttendSparse({.q = problem.device_q(),
+                        .q_begin = 60,
+                        .kv = problem.device_kv(),
+                        .scale = problem.scale(),
+                        .plan = device_plan.plan(),
+                        .out = out.view(),
+                        .lse = lse.view()});
+  EXPECT_FALSE(std::isnan(out.Floats()[0]));
+  return simt::TakeStatistics().n_wgmma;
+}
+
+TEST_F(CudaStartTest, HopperHasKernelsOfItsOwn) {
   const auto ampere = CreateBackend(BackendKind::kCuda, 1).value();
   EXPECT_EQ(ampere->Description().find("mma"), std::string::npos) << ampere->Description();
   EXPECT_EQ(WarpGroupProducts(*ampere), 0);
   simt::SetDeviceIsHopper(true);
   const auto hopper = CreateBackend(BackendKind::kCuda, 1).value();
-  EXPECT_NE(hopper->Description().find("by wgmma"), std::string::npos) << hopper->Description();
+  EXPECT_NE(hopper->Description().find("dense prefill by wgmma; sparse prefill by wgmma"),
+            std::string::npos)
+      << hopper->Description();
   EXPECT_GT(WarpGroupProducts(*hopper), 0);
+  EXPECT_GT(SparseWarpGroupProducts(*hopper), 0);
   const auto mma = CreateBackend(BackendKind::kCudaMma, 1).value();
   EXPECT_NE(mma->Description().find("by mma, as asked"), std::string::npos) << mma->Description();
   EXPECT_EQ(WarpGroupProducts(*mma), 0);
+  EXPECT_EQ(SparseWarpGroupProducts(*mma), 0);
 }
 
+// The check of the dense kernels launches two at each of two head sizes, that of the sparse ones
+// four; the last of each row is the one for Hopper.
 TEST_F(CudaStartTest, AHopperKernelThatFailsItsCheckIsLeftOut) {
   simt::SetDeviceIsHopper(true);
-  simt::FailLaunch(1, cudaErrorLaunchFailure);  // the second: that of the kernel for Hopper
-  const auto backend = CreateBackend(BackendKind::kCuda, 1).value();
-  EXPECT_NE(backend->Description().find("failed its check at head_dim 64"), std::string::npos)
-      << backend->Description();
+  simt::FailLaunch(1, cudaErrorLaunchFailure);
+  auto backend = CreateBackend(BackendKind::kCuda, 1).value();
+  std::string text = backend->Description();
+  EXPECT_NE(
+      text.find("dense prefill by mma: the kernel for Hopper failed its check at head_dim 64"),
+      std::string::npos)
+      << text;
+  EXPECT_NE(text.find("sparse prefill by wgmma"), std::string::npos) << text;
   EXPECT_EQ(WarpGroupProducts(*backend), 0);
+  simt::Reset();
+  simt::FailLaunch(4 + 3, cudaErrorLaunchFailure);
+  backend = CreateBackend(BackendKind::kCuda, 1).value();
+  text = backend->Description();
+  EXPECT_NE(
+      text.find("dense prefill by wgmma; sparse prefill by mma: the kernel for Hopper failed"),
+      std::string::npos)
+      << text;
+  EXPECT_EQ(SparseWarpGroupProducts(*backend), 0);
 }
 
 TEST_F(CudaStartTest, WithoutAGpuTheCpuServes) {

@@ -14,6 +14,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
+constexpr DeviceLimits kLimits = {.n_multiprocessors = 2, .shared_bytes = 228 * 1024};
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 const AttentionResult kExpected = {.out = {1.0f, -4.0f, 0.25f, 0.125f}, .lse = {2.0f, 3.0f}};
 
@@ -45,18 +46,20 @@ TEST(HopperCheck, TheKernelsAgree) {
   ASSERT_EQ(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), cudaSuccess);
   if (major != 9) GTEST_SKIP() << "needs compute capability 9.0";
 #endif
-  EXPECT_EQ(WhyNotHopper({.n_multiprocessors = 2}, nullptr), "");
+  EXPECT_EQ(WhyNotDenseHopper(kLimits, nullptr), "");
+  EXPECT_EQ(WhyNotSparseHopper(kLimits, nullptr), "");
 }
 
 #if !defined(__CUDACC__)
 TEST(HopperCheck, ErrorsAreSaid) {
   simt::FailLaunch(1, cudaErrorLaunchFailure);  // the second: that of the Hopper kernel
-  EXPECT_EQ(WhyNotHopper({.n_multiprocessors = 2}, nullptr),
-            "at head_dim 64: cudaErrorLaunchFailure");
+  EXPECT_EQ(WhyNotDenseHopper(kLimits, nullptr), "at head_dim 64: cudaErrorLaunchFailure");
+  simt::Reset();
+  simt::FailLaunch(3, cudaErrorLaunchFailure);  // each sparse call launches two
+  EXPECT_EQ(WhyNotSparseHopper(kLimits, nullptr), "at head_dim 64: cudaErrorLaunchFailure");
   simt::Reset();
   simt::SetDeviceMemoryBytes(1 << 16);
-  EXPECT_EQ(WhyNotHopper({.n_multiprocessors = 2}, nullptr),
-            "at head_dim 64: cudaErrorMemoryAllocation");
+  EXPECT_EQ(WhyNotDenseHopper(kLimits, nullptr), "at head_dim 64: cudaErrorMemoryAllocation");
   simt::SetDeviceMemoryBytes(int64_t{1} << 30);
   simt::Reset();
 }
