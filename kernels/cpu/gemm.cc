@@ -38,7 +38,7 @@ constexpr int64_t kConvertedRows = 1024;
 constexpr double kSerialMicroseconds = 20;
 
 // Names of the layout below and in packed_weight.cc; to be changed with it.
-constexpr int kLayoutVersion = 1;
+constexpr int kLayoutVersion = 2;
 
 // Primitives are made per row count and kept, so their number is bounded: about 256, 128, 64, and
 // each (padded) count below as it is (the rows of a decode batch).
@@ -97,7 +97,7 @@ struct CpuGemm::Impl {
     int64_t m;  // of the matmul: n_rows, or more where rows are padded
   };
   struct PerThread {
-    Scratch x;      // rows of a strided x, gathered
+    Scratch x;      // rows of a strided x, gathered; a row being converted
     Scratch sums;   // [m, n] before the epilogue
     Scratch panel;  // widened
   };
@@ -147,14 +147,16 @@ ConvertedRows CpuGemm::Impl::Convert(TensorView x, const PackedWeight& weight) {
   const int64_t row_bytes = n_in * element_bytes;
   auto* rows = converted_rows.Get<std::byte>(RoundUp(n_rows, row_quantum) * row_bytes);
   float* scales = int8 ? converted_scales.Get<float>(n_rows) : nullptr;
-  cpu::ParallelRows(*pool, n_rows, n_in, [&](int64_t begin, int64_t end) {
+  cpu::ParallelRows(*pool, n_rows, n_in, [&](int64_t begin, int64_t end, int thread) {
+    float* rotated = int8 ? threads[thread].x.Get<float>(n_in) : nullptr;
     for (int64_t t = begin; t < end; ++t) {
       const float* in = x.Row<float>(t);
       std::byte* out = rows + t * row_bytes;
+      if (int8) cpu::RotateRow(in, n_in, rotated);
       if (int8 && weight.widen) {
-        scales[t] = cpu::QuantizeRowF32(in, n_in, reinterpret_cast<float*>(out));
+        scales[t] = cpu::QuantizeRowF32(rotated, n_in, reinterpret_cast<float*>(out));
       } else if (int8) {
-        scales[t] = cpu::QuantizeRowU8(in, n_in, reinterpret_cast<uint8_t*>(out));
+        scales[t] = cpu::QuantizeRowU8(rotated, n_in, reinterpret_cast<uint8_t*>(out));
       } else if (weight.widen) {
         cpu::RoundRowToBF16(in, n_in, reinterpret_cast<float*>(out));
       } else {

@@ -17,6 +17,78 @@ HWY_BEFORE_NAMESPACE();
 namespace longhaul::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// Vectors of 16 elements at most: one stage of the transform per line of signs below.
+using RotationTag = hn::CappedTag<float, 16>;
+
+// The stages of the transform whose pairs lie within one vector: each element gets its partner, and
+// itself with the sign of its place.
+template <class V>
+V RotateInVector(V v) {
+#if HWY_TARGET != HWY_SCALAR
+  alignas(64) static constexpr float kSigns[4][16] = {
+      {1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1},
+      {1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1},
+      {1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1},
+      {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1}};
+  const RotationTag d;
+  v = hn::MulAdd(v, hn::Load(d, kSigns[0]), hn::Shuffle2301(v));
+  v = hn::MulAdd(v, hn::Load(d, kSigns[1]), hn::Shuffle1032(v));
+  if constexpr (hn::MaxLanes(d) >= 8) {
+    v = hn::MulAdd(v, hn::Load(d, kSigns[2]), hn::SwapAdjacentBlocks(v));
+  }
+  if constexpr (hn::MaxLanes(d) >= 16) {
+    v = hn::MulAdd(v, hn::Load(d, kSigns[3]), hn::ConcatLowerUpper(d, v, v));
+  }
+#endif
+  return v;
+}
+
+// out = x rotated; block: a multiple of the vector. The stages across vectors go two at a time.
+void RotateVectors(const float* x, int64_t block, float* out) {
+  const RotationTag d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto scale = hn::Set(d, RotationScale(block));
+  for (int64_t i = 0; i < block; i += lanes) {
+    hn::StoreU(RotateInVector(hn::Mul(hn::LoadU(d, x + i), scale)), d, out + i);
+  }
+  int64_t distance = lanes;
+  for (; 4 * distance <= block; distance *= 4) {
+    for (int64_t begin = 0; begin < block; begin += 4 * distance) {
+      for (float* at = out + begin; at < out + begin + distance; at += lanes) {
+        const auto a = hn::LoadU(d, at);
+        const auto b = hn::LoadU(d, at + distance);
+        const auto c = hn::LoadU(d, at + 2 * distance);
+        const auto e = hn::LoadU(d, at + 3 * distance);
+        const auto ab = hn::Add(a, b), a_b = hn::Sub(a, b);
+        const auto ce = hn::Add(c, e), c_e = hn::Sub(c, e);
+        hn::StoreU(hn::Add(ab, ce), d, at);
+        hn::StoreU(hn::Add(a_b, c_e), d, at + distance);
+        hn::StoreU(hn::Sub(ab, ce), d, at + 2 * distance);
+        hn::StoreU(hn::Sub(a_b, c_e), d, at + 3 * distance);
+      }
+    }
+  }
+  if (distance == block) return;
+  for (float* at = out; at < out + distance; at += lanes) {
+    const auto a = hn::LoadU(d, at);
+    const auto b = hn::LoadU(d, at + distance);
+    hn::StoreU(hn::Add(a, b), d, at);
+    hn::StoreU(hn::Sub(a, b), d, at + distance);
+  }
+}
+
+void RotateBlocks(const float* x, int64_t n, float* out) {
+  for (int64_t begin = 0, block; begin < n; begin += block) {
+    block = RotationBlock(n - begin);
+    if (block >= static_cast<int64_t>(hn::Lanes(RotationTag()))) {
+      RotateVectors(x + begin, block, out + begin);
+      continue;
+    }
+    if (out != x) std::copy_n(x + begin, block, out + begin);
+    RotateBlock(out + begin, block);
+  }
+}
+
 // The largest bit pattern of |x|.
 uint32_t MaxAbsBits(const float* HWY_RESTRICT x, int64_t n) {
   const hn::ScalableTag<int32_t> d;
@@ -146,6 +218,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::cpu {
 
+HWY_EXPORT(RotateBlocks);
 HWY_EXPORT(QuantizeU8);
 HWY_EXPORT(QuantizeS8);
 HWY_EXPORT(QuantizeF32);
@@ -155,6 +228,9 @@ HWY_EXPORT(StoreI32);
 HWY_EXPORT(RoundBF16Row);
 HWY_EXPORT(NarrowS8Row);
 
+void RotateRow(const float* x, int64_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(RotateBlocks)(x, n, out);
+}
 float QuantizeRowU8(const float* x, int64_t n, uint8_t* out) {
   return HWY_DYNAMIC_DISPATCH(QuantizeU8)(x, n, out);
 }

@@ -8,8 +8,11 @@
 
 namespace longhaul::cpu {
 
-// The 8-bit form of a row of n activations (kernels/weight_format.h), moved by 128 into u8, which
-// is what VNNI multiplies with signed weights. Returns the scale.
+// out [n] = x [n] rotated, bit for bit as kernels/weight_format.h has it; out may be x.
+void RotateRow(const float* x, int64_t n, float* out);
+
+// The 8-bit form of a rotated row of n activations (kernels/weight_format.h), moved by 128 into u8,
+// which is what VNNI multiplies with signed weights. Returns the scale.
 float QuantizeRowU8(const float* x, int64_t n, uint8_t* out);
 
 // The same as whole numbers -127 to 127 in i8 and in f32.

@@ -153,7 +153,9 @@ class Packer {
     narrow_.resize(panel.n * k);
     auto* q = reinterpret_cast<int8_t*>(narrow_.data());
     for (int64_t r = 0; r < panel.n; ++r) {
-      scales[panel.begin + r] = QuantizeRowS8(&rows_[r * k], k, q + r * k);
+      float* row = &rows_[r * k];
+      RotateRow(row, k, row);
+      scales[panel.begin + r] = QuantizeRowS8(row, k, q + r * k);
       int32_t sum = 0;
       for (int64_t i = 0; i < k; ++i) sum += q[r * k + i];
       zeros[panel.begin + r] = 128 * sum;

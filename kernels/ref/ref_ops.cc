@@ -77,7 +77,7 @@ std::vector<float> RoundRows(float* x, int64_t n_rows, int64_t n, WeightFormat f
   if (format == WeightFormat::kBF16) {
     for (int64_t i = 0; i < n_rows * n; ++i) x[i] = ToF32(ToBF16(x[i]));
   } else if (format == WeightFormat::kInt8) {
-    for (int64_t r = 0; r < n_rows; ++r) scales.push_back(QuantizeRow(x + r * n, n, x + r * n));
+    for (int64_t r = 0; r < n_rows; ++r) scales.push_back(QuantizeRow(x + r * n, n));
   }
   return scales;
 }

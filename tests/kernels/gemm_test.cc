@@ -251,6 +251,29 @@ TEST_P(GemmTest, ManyRows) {
   EXPECT_TRUE(IsClose(actual, expected, DType::kF32, 1e-4));
 }
 
+// Elements that tower over their row, as trained models have them, leave 8 bits for the others.
+TEST_P(GemmTest, OutliersLeaveRoomForTheOthers) {
+  constexpr int64_t kRows = 20, kIn = 1024 + 64 + 16, kOut = 130;
+  Matrix weight(kOut, kIn, DType::kF32, 5);
+  const auto prepared = Prepare(weight.view());
+  const auto exact = ref_->PrepareLinear(weight.view(), WeightFormat::kF32).value();
+  Random random(6);
+  std::vector<float> x = random.Normals(kRows * kIn), actual(kRows * kOut), expected = actual;
+  for (int64_t t = 0; t < kRows; ++t) {
+    for (int64_t i : {3, 300, 777, 1030, 1100}) x[t * kIn + i] = 50.0f;
+  }
+  backend_->Linear(
+      {.x = View(x, {kRows, kIn}), .weight = prepared.get(), .y = View(actual, {kRows, kOut})});
+  ref_->Linear(
+      {.x = View(x, {kRows, kIn}), .weight = exact.get(), .y = View(expected, {kRows, kOut})});
+  double error = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    error += (actual[i] - expected[i]) * (actual[i] - expected[i]);
+  }
+  // In steps of 50 / 127 the others alone would err by 3.8.
+  EXPECT_LT(std::sqrt(error / static_cast<double>(expected.size())), 1.6);
+}
+
 // How far the formats are from the exact product: what their rounding allows, and no more.
 TEST_P(GemmTest, ErrorOfTheFormat) {
   constexpr int64_t kRows = 20, kIn = 1024, kOut = 130;
