@@ -66,6 +66,7 @@ HttpOptions MakeHttpOptions(const ServerConfig& config, const RequestObserver& o
   options.api_keys = config.api_keys;
   options.version = kVersion;
   options.max_body_bytes = config.max_body_bytes;
+  options.max_total_body_bytes = config.max_total_body_bytes;
   options.max_connections = config.max_connections;
   options.n_workers = static_cast<int>(config.request_workers);
   options.ping_interval = ToMilliseconds(config.sse_ping_interval_s);

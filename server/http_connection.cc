@@ -23,7 +23,8 @@ using boost::system::error_code;
 constexpr uint32_t kMaxHeaderBytes = 64 << 10;
 constexpr size_t kReadBytes = 16 << 10;
 constexpr size_t kBufferBytes = 256 << 10;
-constexpr size_t kWriteBytes = 256 << 10;  // each piece has the write timeout to itself
+constexpr int64_t kSmallBodyBytes = 64 << 10;  // bounded by the number of connections alone
+constexpr size_t kWriteBytes = 256 << 10;      // each piece has the write timeout to itself
 constexpr std::chrono::seconds kLingerTimeout{5};
 constexpr std::chrono::seconds kLongWait{3600};
 
@@ -62,6 +63,12 @@ HttpReply BodyTooLarge(int64_t max_body_bytes) {
 absl::Status WorkersBusy() {
   return absl::ResourceExhaustedError(
       "Too many requests are waiting to be read by the server; try again later.");
+}
+
+absl::Status BodiesFull() {
+  return absl::ResourceExhaustedError(
+      "The requests that the server is reading are too large together (--max-total-body-bytes); "
+      "try again later.");
 }
 
 HttpReply Malformed(int status, const std::string& message) {
@@ -196,7 +203,17 @@ std::optional<HttpReply> HttpConnection::CheckHeader(const HeaderParser& parser,
   if (length && *length > static_cast<uint64_t>(context_->options.max_body_bytes)) {
     return BodyTooLarge(context_->options.max_body_bytes);
   }
-  return CheckWork(match.route);
+  if (std::optional<HttpReply> refusal = CheckWork(match.route)) return refusal;
+  const int64_t n_body_bytes = BodyBytes(parser);
+  if (n_body_bytes <= kSmallBodyBytes) return std::nullopt;
+  exchange.body_share = context_->bodies.Take(n_body_bytes);
+  return exchange.body_share ? std::nullopt : std::optional(ErrorReply(BodiesFull()));
+}
+
+int64_t HttpConnection::BodyBytes(const HeaderParser& header) const {
+  if (header.is_done()) return 0;
+  return static_cast<int64_t>(
+      header.content_length().value_or(static_cast<uint64_t>(context_->options.max_body_bytes)));
 }
 
 std::optional<HttpReply> HttpConnection::CheckWork(Route route) const {
@@ -216,8 +233,7 @@ asio::awaitable<bool> HttpConnection::ReadBody(HeaderParser& header, Exchange& e
   const HttpOptions& options = context_->options;
   const bool expects_continue =
       beast::iequals(header.get()[http::field::expect], "100-continue") && buffer_.size() == 0;
-  const int64_t n_bytes = static_cast<int64_t>(
-      header.content_length().value_or(static_cast<uint64_t>(options.max_body_bytes)));
+  const int64_t n_bytes = BodyBytes(header);
   const Clock::time_point begin = Clock::now();
   if (expects_continue && !co_await WriteAll("HTTP/1.1 100 Continue\r\n\r\n")) co_return false;
 
@@ -327,11 +343,14 @@ asio::awaitable<void> HttpConnection::AnswerSmallPost(Exchange& exchange) {
   auto answer = std::make_shared<absl::StatusOr<std::string>>();
   std::optional<HttpReply> refusal;
   const bool tokenize = exchange.match.route == Route::kTokenize;
+  auto share = std::make_shared<std::optional<ByteBudget::Share>>(std::move(exchange.body_share));
   // A variable, not an argument: gcc 12 destroys a lambda's captures twice when it is a temporary
   // of a co_await expression.
-  std::function<void()> work = [body, answer, tokenize, session = context_->session] {
+  std::function<void()> work = [body, share, answer, tokenize, session = context_->session] {
     *answer = tokenize ? AnswerTokenize(*session, *body, session->engine().max_model_len())
                        : AnswerDetokenize(*session, *body);
+    std::string().swap(*body);
+    share->reset();
   };
   const bool done = co_await RunOnWorker(std::move(work), &refusal);
   if (refusal) {

@@ -21,6 +21,7 @@
 
 #include "server/api/openai_response.h"
 #include "server/auth.h"
+#include "server/byte_budget.h"
 #include "server/http_routes.h"
 #include "server/http_server.h"
 #include "server/http_signal.h"
@@ -33,11 +34,15 @@ class HttpConnection;
 // What all connections of a server share; outlives them.
 struct HttpContext {
   explicit HttpContext(const HttpOptions& o)
-      : options(o), keys(o.api_keys), workers(o.n_workers, o.max_pending_starts) {}
+      : options(o),
+        keys(o.api_keys),
+        bodies(o.max_total_body_bytes),
+        workers(o.n_workers, o.max_pending_starts) {}
 
   const HttpOptions options;
   const ApiKeys keys;
-  TaskQueue workers;
+  ByteBudget bodies;
+  TaskQueue workers;  // after bodies: what waits there may hold a share
   Metrics* metrics = nullptr;
   Session* session = nullptr;       // once `loaded`
   int64_t created_s = 0;            // Unix time of the start; once `loaded`
@@ -73,6 +78,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
     std::string caller;               // ApiKeys::Caller
     std::optional<double> timeout_s;  // X-Request-Timeout
     std::string body;
+    std::optional<ByteBudget::Share> body_share;  // as long as there is the body
     unsigned http_version = 11;
     bool keep_alive = false;
     bool head_only = false;
@@ -83,10 +89,12 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   boost::asio::awaitable<bool> ServeOne();
   // Reads the headers; false (after answering what can be answered) when the connection must close.
   boost::asio::awaitable<bool> ReadHeader(HeaderParser& parser, Exchange& exchange);
-  // A refusal that needs no body, if there is one. Fills caller and timeout_s.
+  // A refusal that needs no body, if there is one. Fills caller, timeout_s and body_share.
   std::optional<HttpReply> CheckHeader(const HeaderParser& parser, Exchange& exchange) const;
   // Of routes that work on a prompt: draining, full queues.
   std::optional<HttpReply> CheckWork(Route route) const;
+  // The most that the body may become.
+  int64_t BodyBytes(const HeaderParser& header) const;
   boost::asio::awaitable<bool> ReadBody(HeaderParser& header, Exchange& exchange);
 
   boost::asio::awaitable<void> Answer(Exchange& exchange);

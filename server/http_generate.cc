@@ -33,6 +33,7 @@ struct Arrived {
   std::string caller;
   std::optional<double> timeout_s;
   std::string body;
+  std::optional<ByteBudget::Share> body_share;
   api::FrontPhases phases;
 };
 
@@ -65,6 +66,7 @@ void StartGeneration(Session& session, Arrived arrived, Started* started) {
   }
   started->parsed = true;
   std::string().swap(arrived.body);
+  arrived.body_share.reset();
   api::FrontPhases phases = arrived.phases;
   phases.parse_us =
       std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin).count();
@@ -78,9 +80,9 @@ void StartGeneration(Session& session, Arrived arrived, Started* started) {
 asio::awaitable<void> HttpConnection::AnswerGenerate(Exchange& exchange) {
   const bool chat = exchange.match.route == Route::kChatCompletions;
   auto started = std::make_shared<Started>();
-  auto arrived = std::make_shared<Arrived>(Arrived{chat, exchange.request_id, exchange.id_is_given,
-                                                   exchange.caller, exchange.timeout_s,
-                                                   std::move(exchange.body), exchange.phases});
+  auto arrived = std::make_shared<Arrived>(
+      Arrived{chat, exchange.request_id, exchange.id_is_given, exchange.caller, exchange.timeout_s,
+              std::move(exchange.body), std::move(exchange.body_share), exchange.phases});
   std::optional<HttpReply> refusal;
   std::function<void()> work = [started, arrived, session = context_->session] {
     StartGeneration(*session, std::move(*arrived), started.get());

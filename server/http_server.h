@@ -26,6 +26,7 @@ struct HttpOptions {
   std::vector<std::string> api_keys;  // empty = no authentication
   std::string version;
   int64_t max_body_bytes = int64_t{64} << 20;
+  int64_t max_total_body_bytes = int64_t{1} << 30;  // of all that are read or wait to be parsed
   int64_t max_connections = 1024;
   int n_io_threads = 2;
   int n_workers = 2;

@@ -66,6 +66,7 @@ struct ServerConfig {
   std::vector<std::string> api_keys;
   bool prefix_cache_per_key = true;
   int64_t max_body_bytes = int64_t{64} << 20;
+  int64_t max_total_body_bytes = int64_t{1} << 30;
   int64_t max_connections = 1024;
   int64_t request_workers = 2;
   int64_t default_max_tokens = 16384;

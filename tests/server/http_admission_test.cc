@@ -134,6 +134,35 @@ TEST_F(HttpAdmissionTest, AFullQueueIsToldBeforeTheBody) {
   EXPECT_EQ(Post(kBodies[0]).status, 200);
 }
 
+TEST_F(HttpAdmissionTest, LargeBodiesHaveABoundTogether) {
+  options_.max_total_body_bytes = 300'000;
+  Start(Says("ok"));
+  const std::string body = R"({"prompt":"x")" + std::string(200'000, ' ') + "}";
+  const auto header = [](const std::string& fields) {
+    return "POST /tokenize HTTP/1.1\r\nHost: x\r\n" + fields + "\r\n\r\n";
+  };
+  const std::string length = fmt::format("Content-Length: {}", body.size());
+  HttpClient first(server_->port());
+  first.Send(header(length + "\r\nExpect: 100-continue"));
+  EXPECT_EQ(first.ReadResponse().status, 100);  // it holds its share
+  for (const std::string& fields : {length, std::string("Transfer-Encoding: chunked")}) {
+    HttpClient second(server_->port());
+    second.Send(header(fields));  // not a byte of the body
+    const HttpResponse refused = second.ReadResponse();
+    EXPECT_EQ(refused.status, 429) << fields;
+    EXPECT_THAT(refused.headers, HasSubstr("retry-after: 1\r\n"));
+    EXPECT_THAT(refused.body, HasSubstr("--max-total-body-bytes"));
+  }
+  EXPECT_EQ(Post(kBodies[0]).status, 200) << "small ones pass";
+  first.Send(body);
+  EXPECT_EQ(first.ReadResponse().status, 200);
+  // Every way to end gives the share back.
+  EXPECT_EQ(Post(body, "", "/tokenize").status, 200);
+  EXPECT_EQ(Post(body).status, 200);
+  EXPECT_EQ(Post(body.substr(0, 150'000)).status, 400) << "not JSON";
+  EXPECT_EQ(Post(body, "", "/tokenize").status, 200);
+}
+
 TEST_F(HttpAdmissionTest, TheSmallestTimeoutWins) {
   Start(Says("ok"));
   EXPECT_EQ(Post(R"({"prompt":"x"})").status, 200);
