@@ -53,13 +53,21 @@ HWY_INLINE Vec MulAddWords(PairVec a, PairVec b, Vec sum) {
                               reinterpret_cast<__m512bh>(b.raw))};
 }
 
-// pairs[i] = s[2 i] and s[2 i + 1], to nearest even, for n_words words; a multiple of 16.
-inline HWY_NOINLINE void RoundToPairs(const float* HWY_RESTRICT s, int64_t n_words,
+// pairs = x times factor, to nearest even, for n numbers; n is even.
+inline HWY_NOINLINE void RoundToPairs(const float* HWY_RESTRICT x, float factor, int64_t n,
                                       uint32_t* HWY_RESTRICT pairs) {
-  for (int64_t i = 0; i < n_words; i += kLanes) {
-    const __m512bh rounded =
-        _mm512_cvtne2ps_pbh(LoadWords(s + 2 * i + kLanes).raw, LoadWords(s + 2 * i).raw);
-    hn::StoreU(PairVec{reinterpret_cast<__m512i>(rounded)}, hn::RebindToUnsigned<F32>(), pairs + i);
+  constexpr int64_t kStep = 2 * kLanes;
+  const Vec factors = hn::Set(F32(), factor);
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) {
+    const Vec low = hn::Mul(LoadWords(x + i), factors);
+    const Vec high = hn::Mul(LoadWords(x + i + kLanes), factors);
+    const __m512bh rounded = _mm512_cvtne2ps_pbh(high.raw, low.raw);
+    hn::StoreU(PairVec{reinterpret_cast<__m512i>(rounded)}, hn::RebindToUnsigned<F32>(),
+               pairs + i / 2);
+  }
+  for (; i < n; i += 2) {
+    pairs[i / 2] = ToBF16(x[i] * factor).bits | uint32_t{ToBF16(x[i + 1] * factor).bits} << 16;
   }
 }
 #endif  // LONGHAUL_TILE_PAIRS

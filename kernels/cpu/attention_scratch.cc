@@ -59,14 +59,11 @@ void RowBlock::ClearStates() {
 }
 
 void RowBlock::Pack(int64_t row, const float* q) {
-  float* out = q_.data() + row * WordsOf(word_, head_dim_);
-  if (word_ == TileWord::kF32) {
-    for (int64_t i = 0; i < head_dim_; ++i) out[i] = q[i] * factor_;
-    return;
-  }
-  const auto rounded = [&](int64_t i) { return uint32_t{ToBF16(q[i] * factor_).bits}; };
-  auto* pairs = reinterpret_cast<uint32_t*>(out);
-  for (int64_t i = 0; i < head_dim_; i += 2) pairs[i / 2] = rounded(i) | rounded(i + 1) << 16;
+  PackQuery({.word = word_,
+             .q = q,
+             .factor = factor_,
+             .head_dim = head_dim_,
+             .packed = q_.data() + row * WordsOf(word_, head_dim_)});
 }
 
 void RowBlock::SetQuery(int64_t row, const RowQueries& queries, float scale) {

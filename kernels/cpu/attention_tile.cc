@@ -18,6 +18,16 @@ HWY_BEFORE_NAMESPACE();
 namespace longhaul::cpu {
 namespace HWY_NAMESPACE {
 
+void PackQuery(const PackQueryArgs& args) {
+#if LONGHAUL_TILE_PAIRS
+  if (args.word == TileWord::kBF16Pair) {
+    return RoundToPairs(args.q, args.factor, args.head_dim, static_cast<uint32_t*>(args.packed));
+  }
+#endif
+  float* out = static_cast<float*>(args.packed);
+  for (int64_t i = 0; i < args.head_dim; ++i) out[i] = args.q[i] * args.factor;
+}
+
 // The part of the prefetch that belongs to rows [begin, begin + n) of the call.
 HWY_INLINE void PrefetchPart(const TileQueries& in, int64_t begin, int64_t n) {
   const TilePrefetch& next = in.next;
@@ -66,7 +76,7 @@ void AttendTile(const AttendTileArgs& args) {
                        args.states.sum + (begin + r) * kPadFloats, o + r * dim, dim);
     }
 #if LONGHAUL_TILE_PAIRS
-    if (word == TileWord::kBF16Pair) RoundToPairs(s, n * kTileKeys / 2, pairs);
+    if (word == TileWord::kBF16Pair) RoundToPairs(s, 1.0f, n * kTileKeys, pairs);
 #endif
     Product<true>(word, n, weights, WordsOf(word, kTileKeys), args.v, dim,
                   WordsOf(word, args.n_keys), o, dim, dim);
@@ -343,6 +353,7 @@ namespace longhaul::cpu {
 HWY_EXPORT(AttendTile);
 HWY_EXPORT(LseTile);
 HWY_EXPORT(MassTile);
+HWY_EXPORT(PackQuery);
 HWY_EXPORT(PackKeys);
 HWY_EXPORT(PackValues);
 HWY_EXPORT(WidenF8);
@@ -352,6 +363,7 @@ HWY_EXPORT(TargetName);
 void AttendTile(const AttendTileArgs& args) { HWY_DYNAMIC_DISPATCH(AttendTile)(args); }
 void LseTile(const LseTileArgs& args) { HWY_DYNAMIC_DISPATCH(LseTile)(args); }
 void MassTile(const MassTileArgs& args) { HWY_DYNAMIC_DISPATCH(MassTile)(args); }
+void PackQuery(const PackQueryArgs& args) { HWY_DYNAMIC_DISPATCH(PackQuery)(args); }
 void PackKeys(const PackKeysArgs& args) { HWY_DYNAMIC_DISPATCH(PackKeys)(args); }
 void PackValues(const PackValuesArgs& args) { HWY_DYNAMIC_DISPATCH(PackValues)(args); }
 void WidenF8(const WidenF8Args& args) { HWY_DYNAMIC_DISPATCH(WidenF8)(args); }
@@ -362,20 +374,28 @@ TileWord TileWordFor(DType kv_dtype, int64_t head_dim) {
   return pairs && HWY_DYNAMIC_DISPATCH(MultipliesPairs)() ? TileWord::kBF16Pair : TileWord::kF32;
 }
 
-float Lse2(float max, const float* sum) {
+namespace {
+
+float SumOfLanes(const float* sum) {
   float total = 0;
   for (int64_t i = 0; i < kPadFloats; ++i) total += sum[i];
-  if (total == 0) return -std::numeric_limits<float>::infinity();
-  return max + std::log2(total);
+  return total;
 }
 
+float Lse2OfTotal(float max, float total) {
+  return total == 0 ? -std::numeric_limits<float>::infinity() : max + std::log2(total);
+}
+
+}  // namespace
+
+float Lse2(float max, const float* sum) { return Lse2OfTotal(max, SumOfLanes(sum)); }
+
 float FinishRow(float max, const float* sum, const float* o, int64_t head_dim, float* out) {
-  float total = 0;
-  for (int64_t i = 0; i < kPadFloats; ++i) total += sum[i];
+  const float total = SumOfLanes(sum);
   const float inverse = total == 0 ? 0.0f : 1.0f / total;
   for (int64_t i = 0; i < head_dim; ++i) out[i] = o[i] * inverse;
   constexpr float kLn2 = 0.693147180559945f;
-  return Lse2(max, sum) * kLn2;
+  return Lse2OfTotal(max, total) * kLn2;
 }
 
 }  // namespace longhaul::cpu

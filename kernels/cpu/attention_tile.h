@@ -42,6 +42,16 @@ constexpr int64_t WordsOf(TileWord word, int64_t n) {
 // processor multiplies them.
 TileWord TileWordFor(DType kv_dtype, int64_t head_dim);
 
+// packed[d] = q[d] * factor.
+struct PackQueryArgs {
+  TileWord word;
+  const float* q;  // [D]
+  float factor;
+  int64_t head_dim;
+  void* packed;  // [WordsOf(D)] words, written
+};
+void PackQuery(const PackQueryArgs& args);
+
 // kt[d, c] = rows[c][d] for n_keys rows; columns [n_keys, 64) are zero.
 struct PackKeysArgs {
   TileWord word;            // kBF16Pair: of kBF16 and even head_dim only, see TileWordFor
