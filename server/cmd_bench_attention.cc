@@ -37,8 +37,9 @@ struct Row {
   int64_t head_dim = 0;
   int64_t epoch_tokens = 0;
   const char* pattern = "";
-  bool whole_prompt = false;  // else the last epoch only
-  double gemm_gflops = 0;
+  bool whole_prompt = false;    // else the last epoch only
+  double gemm_gflops = 0;       // matrix products in f32
+  double bf16_gemm_gflops = 0;  // and in bf16
   double dense_gflops = 0;
   double dense_seconds = 0;
   double sparse_gflops = 0;    // AttendSparse, of kept pairs
@@ -52,8 +53,8 @@ struct Row {
   double Speedup() const { return dense_seconds / TotalSeconds(sparse); }
 };
 
-// Best of a few runs of a square f32 matrix product on all threads.
-absl::StatusOr<double> GemmGflops(Backend& backend) {
+// Best of a few runs of a square matrix product in the type of the weights, on all threads.
+absl::StatusOr<double> GemmGflops(Backend& backend, WeightFormat format) {
   constexpr int64_t kSize = 2048;
   LH_ASSIGN_OR_RETURN(Buffer buffer, backend.Allocate(3 * kSize * kSize * int64_t{sizeof(float)}));
   float* data = static_cast<float*>(buffer.data());
@@ -62,7 +63,7 @@ absl::StatusOr<double> GemmGflops(Backend& backend) {
     return TensorView(data + i * kSize * kSize, DType::kF32, {kSize, kSize});
   };
   LH_ASSIGN_OR_RETURN(std::unique_ptr<LinearWeight> weight,
-                      backend.PrepareLinear(matrix(0), WeightFormat::kF32));
+                      backend.PrepareLinear(matrix(0), format));
   double best_seconds = 1e9;
   for (int run = 0; run < 8; ++run) {
     const Clock::time_point start = Clock::now();
@@ -201,28 +202,30 @@ void PrintHeader(const BenchAttentionOptions& options, const Backend& backend) {
       "Above {} keys only the last epoch of the context is timed. 'streaming': 3 of 4 heads "
       "attend\n"
       "to sink and window only. rows+mass+select and repair are shares of the sparse time.\n"
+      "GEMM: matrix products of this backend in f32 and in bf16.\n"
       "decode: keys and values that one row reads, best of 12.\n\n",
       backend.Description(), options.n_heads, options.n_kv_heads, DTypeName(options.kv_dtype),
       100 * options.density, options.alpha, kMaxWholeTokens);
   fmt::print(
-      "{:>7} {:>4} {:>6} {:>10} {:>7} {:>7} {:>6} {:>7} {:>7} {:>5} {:>5} {:>7} {:>6} {:>8} "
-      "{:>7} {:>7} {:>7} {:>7}\n",
-      "keys", "D", "epoch", "pattern", "GEMM", "dense", "% of", "sparse", "% of", "rows", "mass",
-      "select", "repair", "speed-up", "density", "recall", "recall", "decode");
+      "{:>7} {:>4} {:>6} {:>10} {:>7} {:>7} {:>7} {:>6} {:>6} {:>7} {:>7} {:>5} {:>5} {:>7} {:>6} "
+      "{:>8} {:>7} {:>7} {:>7} {:>7}\n",
+      "keys", "D", "epoch", "pattern", "f32", "bf16", "dense", "% of", "% of", "sparse", "% of",
+      "rows", "mass", "select", "repair", "speed-up", "density", "recall", "recall", "decode");
   fmt::print(
-      "{:>7} {:>4} {:>6} {:>10} {:>7} {:>7} {:>6} {:>7} {:>7} {:>5} {:>5} {:>7} {:>6} {:>8} "
-      "{:>7} {:>7} {:>7} {:>7}\n",
-      "", "", "", "", "GF/s", "GF/s", "GEMM", "GF/s", "dense", "%", "%", "%", "%", "", "%", "mean",
-      "min", "GB/s");
+      "{:>7} {:>4} {:>6} {:>10} {:>7} {:>7} {:>7} {:>6} {:>6} {:>7} {:>7} {:>5} {:>5} {:>7} {:>6} "
+      "{:>8} {:>7} {:>7} {:>7} {:>7}\n",
+      "", "", "", "", "GEMM", "GEMM", "GF/s", "f32", "bf16", "GF/s", "dense", "%", "%", "%", "%",
+      "", "%", "mean", "min", "GB/s");
 }
 
 void PrintRow(const Row& row) {
   const double total = TotalSeconds(row.sparse);
   fmt::print(
-      "{:>7} {:>4} {:>6} {:>10} {:>7.1f} {:>7.1f} {:>6.1f} {:>7.1f} {:>7.1f} {:>5.1f} "
-      "{:>5.1f} {:>7.1f} {:>6.1f} {:>7.2f}x {:>7.2f} {:>7.4f} {:>7.4f} {:>7.1f}\n",
-      row.n_keys, row.head_dim, row.epoch_tokens, row.pattern, row.gemm_gflops, row.dense_gflops,
-      Percent(row.dense_gflops, row.gemm_gflops), row.sparse_gflops,
+      "{:>7} {:>4} {:>6} {:>10} {:>7.1f} {:>7.1f} {:>7.1f} {:>6.1f} {:>6.1f} {:>7.1f} {:>7.1f} "
+      "{:>5.1f} {:>5.1f} {:>7.1f} {:>6.1f} {:>7.2f}x {:>7.2f} {:>7.4f} {:>7.4f} {:>7.1f}\n",
+      row.n_keys, row.head_dim, row.epoch_tokens, row.pattern, row.gemm_gflops,
+      row.bf16_gemm_gflops, row.dense_gflops, Percent(row.dense_gflops, row.gemm_gflops),
+      Percent(row.dense_gflops, row.bf16_gemm_gflops), row.sparse_gflops,
       Percent(row.sparse_gflops, row.dense_gflops), Percent(row.sparse.rows_s, total),
       Percent(row.sparse.mass_s, total), Percent(row.sparse.select_s, total),
       Percent(row.sparse.dense_s, total), row.Speedup(), 100 * row.density, row.recall_mean,
@@ -237,8 +240,10 @@ nlohmann::json ToJson(const Row& row) {
           {"pattern", row.pattern},
           {"timed", row.whole_prompt ? "whole prompt" : "last epoch"},
           {"gemm_gflops", row.gemm_gflops},
+          {"bf16_gemm_gflops", row.bf16_gemm_gflops},
           {"dense_gflops", row.dense_gflops},
           {"dense_share_of_gemm", row.dense_gflops / row.gemm_gflops},
+          {"dense_share_of_bf16_gemm", row.dense_gflops / row.bf16_gemm_gflops},
           {"dense_s", row.dense_seconds},
           {"sparse_gflops_on_kept_work", row.sparse_gflops},
           {"sparse_share_of_dense", row.sparse_gflops / row.dense_gflops},
@@ -307,7 +312,8 @@ absl::Status Run(const BenchAttentionOptions& options) {
              {std::pair{"stripes", 0}, std::pair{"streaming", group * 3 / 4}}) {
           Row row{
               .n_keys = length, .head_dim = head_dim, .epoch_tokens = epoch, .pattern = pattern};
-          LH_ASSIGN_OR_RETURN(row.gemm_gflops, GemmGflops(*backend));
+          LH_ASSIGN_OR_RETURN(row.gemm_gflops, GemmGflops(*backend, WeightFormat::kF32));
+          LH_ASSIGN_OR_RETURN(row.bf16_gemm_gflops, GemmGflops(*backend, WeightFormat::kBF16));
           LH_ASSIGN_OR_RETURN(row, Case(options, *backend, row, n_streaming).Run());
           if (!options.json) PrintRow(row);
           rows.push_back(ToJson(row));
