@@ -27,7 +27,8 @@ struct Report {
   std::optional<double> forced_density;
   bool has_peaks = false;  // those of the processors; a device has its own
   MachinePeaks peaks = {};
-  double linear_gflops = 0;  // peak of the weight format
+  double linear_gflops = 0;     // peak of the weight format
+  double attention_gflops = 0;  // peak of the type that keys and values multiply in
   std::vector<PrefillTiming> prefills = {};
   std::vector<DecodeTiming> decodes = {};
 };
@@ -117,6 +118,8 @@ absl::StatusOr<Report> Measure(const ServerConfig& server, const BenchShapeOptio
     report.peaks.Merge(later);
   }
   report.linear_gflops = report.peaks.OfFormat(run->weight_format());
+  report.attention_gflops = report.peaks.OfFormat(
+      run->kv_dtype() == DType::kF32 ? WeightFormat::kF32 : WeightFormat::kBF16);
   return report;
 }
 
@@ -158,9 +161,9 @@ void PrintPrefills(const Report& report) {
          fmt::format("{:.2f} %{}", 100 * run.density, forced ? " forced" : ""),
          Percent(ops.linear_s, run.seconds), fmt::format("{:.0f}", linear),
          Percent(linear, report.linear_gflops), Percent(ops.AttentionSeconds(), run.seconds),
-         fmt::format("{:.0f}", attention), Percent(attention, report.peaks.f32_gflops),
+         fmt::format("{:.0f}", attention), Percent(attention, report.attention_gflops),
          Percent(ops.SelectionSeconds(), run.seconds), fmt::format("{:.0f}", selection),
-         Percent(selection, report.peaks.f32_gflops),
+         Percent(selection, report.attention_gflops),
          Percent(OtherSeconds(run.seconds, ops), run.seconds)});
   }
   fmt::print("{}", FormatTable(rows));
