@@ -83,6 +83,16 @@ class Backend {
   virtual void RmsNorm(const RmsNormArgs& args) = 0;
   virtual void Linear(const LinearArgs& args) = 0;
   virtual void SwiGlu(const SwiGluArgs& args) = 0;
+  // The first op, then Linear on its `out`, which is linear.x and scratch: a backend that hands
+  // rows over in registers or cache leaves it unwritten.
+  virtual void NormLinear(const RmsNormArgs& norm, const LinearArgs& linear) {
+    RmsNorm(norm);
+    Linear(linear);
+  }
+  virtual void SwiGluLinear(const SwiGluArgs& gate, const LinearArgs& linear) {
+    SwiGlu(gate);
+    Linear(linear);
+  }
   virtual void RouteExperts(const RouteExpertsArgs& args) = 0;
   virtual void GatherRows(const GatherRowsArgs& args) = 0;
   virtual void ScatterAddRows(const ScatterAddRowsArgs& args) = 0;
@@ -103,10 +113,10 @@ class Backend {
 
   virtual void DrawTokens(const DrawTokensArgs& args) = 0;
 
-  // Issues the ops that `issue` issues. Where has_replay(), they are recorded under `key` and played
-  // back from then on, without a call of `issue`: it must be the same ops on the same memory again,
-  // without uploads, downloads and waits. What the memory holds may change. A key is one recording
-  // of this backend.
+  // Issues the ops that `issue` issues. Where has_replay(), they are recorded under `key` and
+  // played back from then on, without a call of `issue`: it must be the same ops on the same memory
+  // again, without uploads, downloads and waits. What the memory holds may change. A key is one
+  // recording of this backend.
   virtual bool has_replay() const { return false; }
   virtual void Replay(int64_t /*key*/, const std::function<void()>& issue) { issue(); }
 

@@ -43,6 +43,12 @@ class ForwardingBackend : public Backend {
   void RmsNorm(const RmsNormArgs& args) override { to_.RmsNorm(args); }
   void Linear(const LinearArgs& args) override { to_.Linear(args); }
   void SwiGlu(const SwiGluArgs& args) override { to_.SwiGlu(args); }
+  void NormLinear(const RmsNormArgs& norm, const LinearArgs& linear) override {
+    to_.NormLinear(norm, linear);
+  }
+  void SwiGluLinear(const SwiGluArgs& gate, const LinearArgs& linear) override {
+    to_.SwiGluLinear(gate, linear);
+  }
   void RouteExperts(const RouteExpertsArgs& args) override { to_.RouteExperts(args); }
   void GatherRows(const GatherRowsArgs& args) override { to_.GatherRows(args); }
   void ScatterAddRows(const ScatterAddRowsArgs& args) override { to_.ScatterAddRows(args); }

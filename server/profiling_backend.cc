@@ -42,11 +42,24 @@ void ProfilingBackend::Time(double OpProfile::*seconds, const Op& op) {
   profile_.*seconds += std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-void ProfilingBackend::Linear(const LinearArgs& args) {
-  Time(&OpProfile::linear_s, [&] { ForwardingBackend::Linear(args); });
+template <typename Op>
+void ProfilingBackend::TimeLinear(const LinearArgs& args, const Op& op) {
+  Time(&OpProfile::linear_s, op);
   const LinearWeight& weight = *args.weight;
   profile_.linear_flop += 2.0 * static_cast<double>(args.x.dim(0) * weight.n_out * weight.n_in);
   profile_.weight_bytes += weight.n_bytes;
+}
+
+void ProfilingBackend::Linear(const LinearArgs& args) {
+  TimeLinear(args, [&] { ForwardingBackend::Linear(args); });
+}
+
+void ProfilingBackend::NormLinear(const RmsNormArgs& norm, const LinearArgs& linear) {
+  TimeLinear(linear, [&] { ForwardingBackend::NormLinear(norm, linear); });
+}
+
+void ProfilingBackend::SwiGluLinear(const SwiGluArgs& gate, const LinearArgs& linear) {
+  TimeLinear(linear, [&] { ForwardingBackend::SwiGluLinear(gate, linear); });
 }
 
 void ProfilingBackend::AttendDense(const AttendDenseArgs& args) {
@@ -79,7 +92,7 @@ void ProfilingBackend::SampleMass(const SampleMassArgs& args) {
   const int64_t group = args.q.dim(1) / args.kv.n_kv_heads;
   int64_t n_heads = 0;
   for (int64_t h = args.kv_head_begin * group; h < args.kv_head_end * group; ++h) {
-    if (args.skip == nullptr || args.skip[h] == 0) ++n_heads;
+    if (args.choice == nullptr || args.choice[h] != kChosen) ++n_heads;
   }
   profile_.sampled_scores += n_heads * VisibleKeys(args.rows, args.n_voting, args.q_begin);
 }

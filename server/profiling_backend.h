@@ -10,7 +10,7 @@
 namespace longhaul {
 
 struct OpProfile {
-  double linear_s = 0;
+  double linear_s = 0;  // with the norm or activation function before, where they are one op
   double dense_s = 0;   // AttendDense: all of a dense epoch, the repairs of a sparse one
   double sparse_s = 0;  // AttendSparse
   double decode_s = 0;  // AttendDecode
@@ -37,6 +37,8 @@ class ProfilingBackend : public ForwardingBackend {
   OpProfile TakeProfile();
 
   void Linear(const LinearArgs& args) override;
+  void NormLinear(const RmsNormArgs& norm, const LinearArgs& linear) override;
+  void SwiGluLinear(const SwiGluArgs& gate, const LinearArgs& linear) override;
   void AttendDense(const AttendDenseArgs& args) override;
   void AttendDecode(const AttendDecodeArgs& args) override;
   void SampleLse(const SampleLseArgs& args) override;
@@ -50,6 +52,9 @@ class ProfilingBackend : public ForwardingBackend {
  private:
   template <typename Op>
   void Time(double OpProfile::*seconds, const Op& op);
+  // Of a linear layer, and what makes its input in the same op.
+  template <typename Op>
+  void TimeLinear(const LinearArgs& args, const Op& op);
 
   OpProfile profile_;
 };

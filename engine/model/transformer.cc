@@ -146,11 +146,11 @@ void Transformer::Forward(const Batch& batch, TensorView x, TensorView logits, A
     const int64_t first = layer + 1 == shape.n_layers ? n_rows - batch.n_read : 0;
     const TensorView rows = x.Slice(first, n_rows);
 
-    backend_.RmsNorm({.x = x, .weight = w.input_norm, .eps = eps, .out = s.normed});
     {
       ArenaScope attention_scope(arena);
       const AttentionScratch a(config_, act, n_rows, arena);
-      backend_.Linear({.x = s.normed, .weight = w.qkv.get(), .bias = w.qkv_bias, .y = a.qkv});
+      backend_.NormLinear({.x = x, .weight = w.input_norm, .eps = eps, .out = s.normed},
+                          {.x = s.normed, .weight = w.qkv.get(), .bias = w.qkv_bias, .y = a.qkv});
       if (!w.q_norm.empty()) {
         backend_.RmsNorm({.x = a.q(), .weight = w.q_norm, .eps = eps, .out = a.q()});
         backend_.RmsNorm({.x = a.k(), .weight = w.k_norm, .eps = eps, .out = a.k()});
@@ -175,9 +175,7 @@ void Transformer::Forward(const Batch& batch, TensorView x, TensorView logits, A
       backend_.Linear(
           {.x = attended, .weight = w.o.get(), .bias = w.o_bias, .accumulate = true, .y = rows});
     }
-    const TensorView normed = s.normed.Slice(first, n_rows);
-    backend_.RmsNorm({.x = rows, .weight = w.post_norm, .eps = eps, .out = normed});
-    FeedForward(w, normed, rows, arena);
+    FeedForward(w, s.normed.Slice(first, n_rows), rows, arena);
   }
   if (!logits.empty()) Logits(x.Slice(n_rows - logits.dim(0), n_rows), logits, arena);
 }
@@ -210,9 +208,9 @@ void Transformer::Logits(TensorView hidden, TensorView logits, Arena& arena) {
   ArenaScope scope(arena);
   const TensorView normed =
       arena.Allocate(backend_.activation_dtype(), {hidden.dim(0), config_.shape.hidden_size});
-  backend_.RmsNorm(
-      {.x = hidden, .weight = weights_.final_norm, .eps = config_.rms_norm_eps, .out = normed});
-  backend_.Linear({.x = normed, .weight = weights_.lm_head.get(), .bias = {}, .y = logits});
+  backend_.NormLinear(
+      {.x = hidden, .weight = weights_.final_norm, .eps = config_.rms_norm_eps, .out = normed},
+      {.x = normed, .weight = weights_.lm_head.get(), .bias = {}, .y = logits});
 }
 
 void Transformer::FeedForward(const LayerWeights& weights, TensorView normed, TensorView x,
@@ -220,14 +218,18 @@ void Transformer::FeedForward(const LayerWeights& weights, TensorView normed, Te
   ArenaScope scope(arena);
   const DType act = backend_.activation_dtype();
   const int64_t n_rows = x.dim(0);
+  const RmsNormArgs norm{
+      .x = x, .weight = weights.post_norm, .eps = config_.rms_norm_eps, .out = normed};
   if (weights.experts.empty()) {
     const ExpertWeights& w = weights.feed_forward;
     const FeedForwardScratch f(config_.intermediate_size, act, n_rows, arena);
-    backend_.Linear({.x = normed, .weight = w.gate_up.get(), .bias = {}, .y = f.gate_up});
-    backend_.SwiGlu({.gate_up = f.gate_up, .out = f.gated});
-    backend_.Linear({.x = f.gated, .weight = w.down.get(), .bias = {}, .accumulate = true, .y = x});
+    backend_.NormLinear(norm, {.x = normed, .weight = w.gate_up.get(), .bias = {}, .y = f.gate_up});
+    backend_.SwiGluLinear(
+        {.gate_up = f.gate_up, .out = f.gated},
+        {.x = f.gated, .weight = w.down.get(), .bias = {}, .accumulate = true, .y = x});
     return;
   }
+  backend_.RmsNorm(norm);
   const auto n_experts = static_cast<int64_t>(weights.experts.size());
   ExpertScratch s(config_, act, n_experts, n_rows, arena);
   backend_.Linear({.x = normed, .weight = weights.router.get(), .bias = {}, .y = s.logits});
@@ -257,8 +259,8 @@ void Transformer::FeedForward(const LayerWeights& weights, TensorView normed, Te
     const TensorView result = s.result.Slice(0, n);
     backend_.GatherRows({.x = normed, .rows = s.rows + begin, .out = gathered});
     backend_.Linear({.x = gathered, .weight = w.gate_up.get(), .bias = {}, .y = gate_up});
-    backend_.SwiGlu({.gate_up = gate_up, .out = gated});
-    backend_.Linear({.x = gated, .weight = w.down.get(), .bias = {}, .y = result});
+    backend_.SwiGluLinear({.gate_up = gate_up, .out = gated},
+                          {.x = gated, .weight = w.down.get(), .bias = {}, .y = result});
     backend_.ScatterAddRows(
         {.x = result, .rows = s.rows + begin, .weights = s.row_shares + begin, .out = x});
   }

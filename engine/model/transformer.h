@@ -77,7 +77,8 @@ class Transformer {
                      Arena& arena);
   // x: [T, E] f32, the residual stream. Logits of the last logits.dim(0) rows.
   void Forward(const Batch& batch, TensorView x, TensorView logits, Arena& arena);
-  // x += what the layer's feed-forward network, or its mixture of experts, makes of normed [T, E].
+  // x += what the layer's feed-forward network, or its mixture of experts, makes of its norm.
+  // normed: [T, E] act, scratch.
   void FeedForward(const LayerWeights& weights, TensorView normed, TensorView x, Arena& arena);
   void Attend(const Batch& batch, int32_t layer, TensorView q, const DualChunkQueries& dual,
               TensorView out);

@@ -47,6 +47,17 @@ class CpuBackend : public Backend {
   void RmsNorm(const RmsNormArgs& args) override { cpu::RmsNorm(args, pool_); }
   void Linear(const LinearArgs& args) override { gemm_.Linear(args); }
   void SwiGlu(const SwiGluArgs& args) override { cpu::SwiGlu(args, pool_); }
+  // Products that read rows in a narrower type have them made where they are rounded.
+  void NormLinear(const RmsNormArgs& norm, const LinearArgs& linear) override {
+    if (linear.weight->format == WeightFormat::kF32) return Backend::NormLinear(norm, linear);
+    CheckArgs(norm);
+    gemm_.Linear(linear, [&](int64_t t, float* out) { cpu::RmsNormRow(norm, t, out); });
+  }
+  void SwiGluLinear(const SwiGluArgs& gate, const LinearArgs& linear) override {
+    if (linear.weight->format == WeightFormat::kF32) return Backend::SwiGluLinear(gate, linear);
+    CheckArgs(gate);
+    gemm_.Linear(linear, [&](int64_t t, float* out) { cpu::SwiGluRow(gate, t, out); });
+  }
   void RouteExperts(const RouteExpertsArgs& args) override { cpu::RouteExperts(args, pool_); }
   void GatherRows(const GatherRowsArgs& args) override { cpu::GatherRows(args, pool_); }
   void ScatterAddRows(const ScatterAddRowsArgs& args) override { cpu::ScatterAddRows(args, pool_); }

@@ -86,8 +86,8 @@ struct CpuGemm::Impl {
   explicit Impl(ThreadPool* thread_pool)
       : pool(thread_pool), matmuls(thread_pool->n_threads()), threads(thread_pool->n_threads()) {}
 
-  ConvertedRows Convert(TensorView x, const PackedWeight& weight);
-  void LinearRows(const LinearArgs& args, const PackedWeight& weight);
+  ConvertedRows Convert(TensorView x, const MakeRow& make_row, const PackedWeight& weight);
+  void LinearRows(const LinearArgs& args, const MakeRow& make_row, const PackedWeight& weight);
 
   struct WorkItem {
     Matmul* matmul;
@@ -137,7 +137,8 @@ absl::StatusOr<std::unique_ptr<LinearWeight>> CpuGemm::Adopt(int64_t n_out, int6
 
 // Brings all rows of x into the weight's format, once for all panels. Rows that fill the last block
 // up to the row quantum are behind them, whatever they hold.
-ConvertedRows CpuGemm::Impl::Convert(TensorView x, const PackedWeight& weight) {
+ConvertedRows CpuGemm::Impl::Convert(TensorView x, const MakeRow& make_row,
+                                     const PackedWeight& weight) {
   if (weight.format == WeightFormat::kF32) return {};
   const int64_t n_rows = x.dim(0);
   const int64_t n_in = weight.n_in;
@@ -148,15 +149,15 @@ ConvertedRows CpuGemm::Impl::Convert(TensorView x, const PackedWeight& weight) {
   auto* rows = converted_rows.Get<std::byte>(RoundUp(n_rows, row_quantum) * row_bytes);
   float* scales = int8 ? converted_scales.Get<float>(n_rows) : nullptr;
   cpu::ParallelRows(*pool, n_rows, n_in, [&](int64_t begin, int64_t end, int thread) {
-    float* rotated = int8 ? threads[thread].x.Get<float>(n_in) : nullptr;
+    auto* row = threads[thread].x.Get<float>(n_in);
     for (int64_t t = begin; t < end; ++t) {
-      const float* in = x.Row<float>(t);
       std::byte* out = rows + t * row_bytes;
-      if (int8) cpu::RotateRow(in, n_in, rotated);
-      if (int8 && weight.widen) {
-        scales[t] = cpu::QuantizeRowF32(rotated, n_in, reinterpret_cast<float*>(out));
-      } else if (int8) {
-        scales[t] = cpu::QuantizeRowU8(rotated, n_in, reinterpret_cast<uint8_t*>(out));
+      if (make_row) make_row(t, row);
+      const float* in = make_row ? row : x.Row<float>(t);
+      if (int8) {
+        cpu::RotateRow(in, n_in, row);
+        scales[t] = weight.widen ? cpu::QuantizeRowF32(row, n_in, reinterpret_cast<float*>(out))
+                                 : cpu::QuantizeRowU8(row, n_in, reinterpret_cast<uint8_t*>(out));
       } else if (weight.widen) {
         cpu::RoundRowToBF16(in, n_in, reinterpret_cast<float*>(out));
       } else {
@@ -233,9 +234,10 @@ void CpuGemm::Impl::StoreTile(const LinearArgs& args, const PackedWeight& weight
   }
 }
 
-void CpuGemm::Impl::LinearRows(const LinearArgs& args, const PackedWeight& weight) {
+void CpuGemm::Impl::LinearRows(const LinearArgs& args, const MakeRow& make_row,
+                               const PackedWeight& weight) {
   const int64_t n_rows = args.x.dim(0);
-  const ConvertedRows converted = Convert(args.x, weight);
+  const ConvertedRows converted = Convert(args.x, make_row, weight);
   items.clear();
   for (const Panel& panel : weight.panels) {
     for (int64_t row = 0, m; row < n_rows; row += m) {
@@ -254,8 +256,9 @@ void CpuGemm::Impl::LinearRows(const LinearArgs& args, const PackedWeight& weigh
   }
 }
 
-void CpuGemm::Linear(const LinearArgs& args) {
+void CpuGemm::Linear(const LinearArgs& args, const MakeRow& make_row) {
   CheckArgs(args);
+  LH_CHECK(!make_row || args.weight->format != WeightFormat::kF32);
   const auto& weight = static_cast<const PackedWeight&>(*args.weight);
   const int64_t n_rows = args.x.dim(0);
   const int64_t step = weight.format == WeightFormat::kF32 ? n_rows : kConvertedRows;
@@ -264,7 +267,9 @@ void CpuGemm::Linear(const LinearArgs& args) {
     LinearArgs part = args;
     part.x = args.x.Slice(begin, end);
     part.y = args.y.Slice(begin, end);
-    impl_->LinearRows(part, weight);
+    MakeRow make_part_row;
+    if (make_row) make_part_row = [&](int64_t t, float* out) { make_row(begin + t, out); };
+    impl_->LinearRows(part, make_part_row, weight);
   }
 }
 

@@ -6,6 +6,8 @@
 // rank's thread only.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -30,7 +32,11 @@ class CpuGemm {
   absl::StatusOr<std::unique_ptr<LinearWeight>> Adopt(int64_t n_out, int64_t n_in,
                                                       WeightFormat format,
                                                       std::span<const std::byte> packed);
-  void Linear(const LinearArgs& args);
+  void Linear(const LinearArgs& args) { Linear(args, nullptr); }
+  // The same of rows that are made when they are converted: make_row writes row t of x, on any
+  // thread, and args.x gives no more than the shape. Of weights that are not f32.
+  using MakeRow = std::function<void(int64_t t, float* out)>;
+  void Linear(const LinearArgs& args, const MakeRow& make_row);
 
  private:
   struct Impl;

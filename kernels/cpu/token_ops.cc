@@ -167,30 +167,34 @@ void Embed(const EmbedArgs& args, ThreadPool& pool) {
   });
 }
 
-void RmsNorm(const RmsNormArgs& args, ThreadPool& pool) {
-  CheckArgs(args);
-  const auto norm_row = HWY_DYNAMIC_DISPATCH(RmsNormRow);
+void RmsNormRow(const RmsNormArgs& args, int64_t t, float* out) {
+  const float* weight = args.weight.As<float>();
   const int64_t width = args.weight.dim(0);
   const int64_t n_heads = args.x.rank() == 3 ? args.x.dim(1) : 1;
-  ParallelRows(pool, args.x.dim(0), n_heads * width, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      for (int64_t h = 0; h < n_heads; ++h) {
-        norm_row(args.x.Row<float>(t) + h * width, args.weight.As<float>(), args.eps, width,
-                 args.out.Row<float>(t) + h * width);
-      }
-    }
+  const float* x = args.x.Row<float>(t);
+  for (int64_t i = 0; i < n_heads * width; i += width) {
+    HWY_DYNAMIC_DISPATCH(RmsNormRow)(x + i, weight, args.eps, width, out + i);
+  }
+}
+
+void SwiGluRow(const SwiGluArgs& args, int64_t t, float* out) {
+  const int64_t width = args.out.dim(1);
+  const float* gate = args.gate_up.Row<float>(t);
+  HWY_DYNAMIC_DISPATCH(SwiGluRow)(gate, gate + width, width, out);
+}
+
+void RmsNorm(const RmsNormArgs& args, ThreadPool& pool) {
+  CheckArgs(args);
+  const int64_t width = args.x.rank() == 3 ? args.x.dim(1) * args.x.dim(2) : args.x.dim(1);
+  ParallelRows(pool, args.x.dim(0), width, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) RmsNormRow(args, t, args.out.Row<float>(t));
   });
 }
 
 void SwiGlu(const SwiGluArgs& args, ThreadPool& pool) {
   CheckArgs(args);
-  const auto swiglu_row = HWY_DYNAMIC_DISPATCH(SwiGluRow);
-  const int64_t width = args.out.dim(1);
-  ParallelRows(pool, args.out.dim(0), 3 * width, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const float* gate = args.gate_up.Row<float>(t);
-      swiglu_row(gate, gate + width, width, args.out.Row<float>(t));
-    }
+  ParallelRows(pool, args.out.dim(0), 3 * args.out.dim(1), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) SwiGluRow(args, t, args.out.Row<float>(t));
   });
 }
 

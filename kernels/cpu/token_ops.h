@@ -11,6 +11,9 @@ namespace longhaul::cpu {
 void Embed(const EmbedArgs& args, ThreadPool& pool);
 void RmsNorm(const RmsNormArgs& args, ThreadPool& pool);
 void SwiGlu(const SwiGluArgs& args, ThreadPool& pool);
+// Row t of the same, for whoever goes on with it at once; out: [E] or [F]. Any thread.
+void RmsNormRow(const RmsNormArgs& args, int64_t t, float* out);
+void SwiGluRow(const SwiGluArgs& args, int64_t t, float* out);
 void RopeTable(const RopeTableArgs& args, ThreadPool& pool);
 void RopeKvWrite(const RopeKvWriteArgs& args, ThreadPool& pool);
 void CopyPages(const CopyPagesArgs& args, ThreadPool& pool);

@@ -234,6 +234,37 @@ TEST_P(GemmTest, UnusualRows) {
   }
 }
 
+// Norm or activation function and product in one op: the bits of one after the other, across blocks
+// of converted rows, into rows that are strided.
+TEST_P(GemmTest, FusedOpsAreTheTwoOps) {
+  constexpr int64_t kRows = 1100, kIn = 72, kOut = 50;
+  Matrix weight(kOut, kIn, DType::kF32, 5);
+  const auto prepared = Prepare(weight.view());
+  Random random(6);
+  std::vector<float> x = random.Normals(kRows * 2 * kIn), gamma = random.Normals(kIn),
+                     scratch(kRows * kIn), expected = random.Normals(kRows * kOut),
+                     actual = expected;
+  const auto linear = [&](std::vector<float>& y) {
+    return LinearArgs{.x = View(scratch, {kRows, kIn}),
+                      .weight = prepared.get(),
+                      .accumulate = true,
+                      .y = View(y, {kRows, kOut})};
+  };
+  const RmsNormArgs norm{.x = View(x, {kRows, 2 * kIn}).Columns(kIn, 2 * kIn),
+                         .weight = View(gamma, {kIn}),
+                         .out = View(scratch, {kRows, kIn})};
+  backend_->RmsNorm(norm);
+  backend_->Linear(linear(expected));
+  backend_->NormLinear(norm, linear(actual));
+  EXPECT_EQ(actual, expected);
+
+  const SwiGluArgs gate{.gate_up = View(x, {kRows, 2 * kIn}), .out = View(scratch, {kRows, kIn})};
+  backend_->SwiGlu(gate);
+  backend_->Linear(linear(expected));
+  backend_->SwiGluLinear(gate, linear(actual));
+  EXPECT_EQ(actual, expected);
+}
+
 // More rows than are converted at a time, in each format.
 TEST_P(GemmTest, ManyRows) {
   constexpr int64_t kRows = 2100, kIn = 40, kOut = 30;
