@@ -199,7 +199,7 @@ SparseKernel(const SparseParams p) {
                                 keys);
         if (slots.mask(n) != TileMask::kNone) {
           slots.template Mask<kRowTiles>(
-              n, WarpId() * kWarpRows, bands,
+              n, WarpId() * kWarpRows,
               [&](int r, int column, int e) -> float& { return scores[r][column][e]; });
         }
         state.Update(scores, weights, p.scale_log2);

@@ -1,192 +1,13 @@
-// Which keys a block of rows attends to under a plan, tile by tile. Device code.
-//
-// Every tile is 64 keys, wherever they lie: a page, or 64 keys of stripes. Its slot in shared
-// memory says where each key's row stands, and which of the pairs count. Distances i - j between
-// row and key that a head keeps on diagonals (the window and its bands) form "runs". Keys below the
-// sink are taken by the sink, keys at a distance inside a run by the run, and stripes give what is
-// left: so every pair counts once.
+// What a block knows of the tiles of its walk (sparse_walk.cuh) while it loads and uses them: where
+// each key's row stands, and which of the pairs count. Device code.
 #pragma once
 
 #include <algorithm>
-#include <limits>
 
 #include "kernels/cuda/kv_tiles.cuh"
-#include "kernels/cuda/sparse_rows.cuh"
+#include "kernels/cuda/sparse_walk.cuh"
 
 namespace longhaul::cuda {
-
-// Keys of the head's stripes, a whole number of tiles.
-LH_DEVICE int64_t CopiedKeys(const SparseParams& p, int n_stripes) {
-  const int64_t n_keys = int64_t{n_stripes} * p.stripe_width;
-  return (n_keys + kTileKeys - 1) / kTileKeys * kTileKeys;
-}
-
-// 64 keys that count for the rows at a distance in [near, far) each, if they lie in [key_min,
-// key_end).
-struct SparseTile {
-  int32_t first;  // key, or index among the keys of the head's stripes
-  int32_t is_stripes;
-  int32_t key_min;
-  int32_t key_end;
-  int32_t near;
-  int32_t far;
-};
-
-inline constexpr int32_t kNoKey = std::numeric_limits<int32_t>::max();
-inline constexpr int32_t kAnyDistance = std::numeric_limits<int32_t>::max();
-
-// The rows of one block: positions [first, last] of one head.
-struct SparseRows {
-  int head;
-  int kv_head;
-  int first;
-  int last;
-  HeadKind kind;
-  int n_bands;            // of a sparse head
-  int64_t copies;         // where the keys of its stripes were copied to, in bytes from the pool
-  int64_t copied_values;  // from a copied key to its value; 0: keys are gathered from their pages
-};
-
-// Blocks [H * n_row_tiles]: the heads in their order, of each the last rows first.
-template <int kHeadDim, int kBlockRows>
-LH_DEVICE SparseRows RowsOfBlock(const SparseParams& p) {
-  const int row_tile = p.n_row_tiles - 1 - BlockX() % p.n_row_tiles;
-  SparseRows rows;
-  rows.head = p.head_order[BlockX() / p.n_row_tiles];
-  rows.kv_head = rows.head / p.group;
-  rows.first = p.q_begin + row_tile * kBlockRows;
-  rows.last = std::min(rows.first + kBlockRows, p.q_begin + p.n_tokens) - 1;
-  rows.kind = static_cast<HeadKind>(p.kind[rows.head]);
-  rows.n_bands = rows.kind == HeadKind::kSparse ? p.n_bands[rows.head] : 0;
-  rows.copies = 0;
-  rows.copied_values = 0;
-  const int64_t copies_begin = p.copies_begin[rows.head];
-  if (copies_begin >= 0) {
-    constexpr int64_t kRowBytes = kHeadDim * int64_t{sizeof(BF16)};
-    rows.copies = p.copies_from_pool + 2 * copies_begin * kRowBytes;
-    rows.copied_values = CopiedKeys(p, p.n_stripes[rows.head]) * kRowBytes;
-  }
-  return rows;
-}
-
-// The tiles that some of the rows need of one chunk of keys (dual_chunk.cuh), in the order stripes,
-// sink, bands, window.
-class TileWalk {
- public:
-  TileWalk() = default;
-  LH_DEVICE TileWalk(const SparseParams& p, const SparseRows& rows, int chunk)
-      : chunk_begin_(p.queries.FirstKey(chunk)), chunk_end_(p.queries.FirstKey(chunk + 1)) {
-    if (rows.kind == HeadKind::kDense) phase_ = Phase::kDense;
-    if (rows.kind != HeadKind::kSparse) return;
-    const int end = std::min(rows.last - p.window + 1, chunk_end_);
-    stripe_keys_begin_ = StripesBefore(p, rows, chunk_begin_) * p.stripe_width;
-    stripe_keys_end_ = StripesBefore(p, rows, end) * p.stripe_width;
-  }
-
-  // False: there are no more.
-  LH_DEVICE bool Next(const SparseParams& p, const SparseRows& rows, SparseTile& tile) {
-    while (next_ >= end_) {
-      if (!NextPhase(p, rows)) return false;
-    }
-    tile = tile_;
-    tile.first = next_;
-    next_ += kTileKeys;
-    return true;
-  }
-
-  // Among the keys of the head's stripes, the first that is not of this walk any more.
-  LH_DEVICE int stripe_keys_end() const { return stripe_keys_end_; }
-
- private:
-  enum class Phase : int32_t { kStripes, kSink, kBands, kWindow, kDense, kEnd };
-
-  // How many stripes begin before `key`. Called by whole warps.
-  LH_DEVICE static int StripesBefore(const SparseParams& p, const SparseRows& rows, int key) {
-    const Global<const int32_t> stripes = p.stripes + rows.head * p.max_stripes;
-    int begin = 0;
-    int end = p.n_stripes[rows.head];
-    while (begin < end) {  // 32 probes at a time, evenly spread over [begin, end)
-      const int step = (end - begin + kWarpLanes - 1) / kWarpLanes;
-      const int probe = begin + LaneId() * step;
-      const bool before = probe < end && stripes[probe] < key;
-      const int n_before = PopCount(Ballot(before));
-      if (n_before == 0) return begin;
-      const int limit = begin + n_before * step;
-      begin += (n_before - 1) * step + 1;
-      end = std::min(end, limit);
-    }
-    return begin;
-  }
-
-  // Sets what the following tiles have in common; possibly none follow.
-  LH_DEVICE bool NextPhase(const SparseParams& p, const SparseRows& rows) {
-    next_ = 0;
-    end_ = 0;
-    switch (phase_) {
-      case Phase::kStripes:
-        phase_ = Phase::kSink;
-        next_ = stripe_keys_begin_;
-        end_ = stripe_keys_end_;
-        tile_ = {0, 1, p.sink, kNoKey, p.window, kAnyDistance};
-        return true;
-      case Phase::kSink:
-        phase_ = Phase::kBands;
-        next_ = chunk_begin_;
-        end_ = std::min(std::min(p.sink, rows.last + 1), chunk_end_);
-        tile_ = {0, 0, 0, p.sink, 0, kAnyDistance};
-        return true;
-      case Phase::kBands:
-        if (band_ < rows.n_bands) {
-          BeginBands(p, rows);
-        } else {
-          phase_ = Phase::kWindow;
-        }
-        return true;
-      case Phase::kWindow:
-        phase_ = Phase::kEnd;
-        BeginRun(p, rows, 0, p.window);
-        return true;
-      case Phase::kDense:
-        phase_ = Phase::kEnd;
-        next_ = chunk_begin_;
-        end_ = std::min(rows.last + 1, chunk_end_);
-        tile_ = {0, 0, 0, kNoKey, 0, kAnyDistance};
-        return true;
-      case Phase::kEnd:
-        return false;
-    }
-    return false;
-  }
-
-  // The next band, and those that adjoin it.
-  LH_DEVICE void BeginBands(const SparseParams& p, const SparseRows& rows) {
-    const Global<const int32_t> bands = p.bands + rows.head * p.max_bands;
-    const int first_band = bands[band_];
-    int n = 1;
-    while (band_ + n < rows.n_bands && bands[band_ + n] == first_band + n) ++n;
-    band_ += n;
-    BeginRun(p, rows, std::max(first_band * kBand, p.window), (first_band + n) * kBand);
-  }
-
-  LH_DEVICE void BeginRun(const SparseParams& p, const SparseRows& rows, int near, int far) {
-    const int key_begin = std::max(std::max(p.sink, rows.first - far + 1), chunk_begin_);
-    next_ = key_begin / kTileKeys * kTileKeys;
-    end_ = std::min(rows.last - near + 1, chunk_end_);
-    tile_ = {0, 0, p.sink, kNoKey, near, far};
-  }
-
-  static constexpr int kBand = static_cast<int>(kBandWidth);
-
-  Phase phase_ = Phase::kStripes;
-  int next_ = 0;
-  int end_ = 0;
-  int band_ = 0;
-  int chunk_begin_ = 0;  // keys [chunk_begin_, chunk_end_)
-  int chunk_end_ = 0;
-  int stripe_keys_begin_ = 0;
-  int stripe_keys_end_ = 0;
-  SparseTile tile_ = {};
-};
 
 // One bit per band of the block's head, in shared memory.
 class BandSet {
@@ -210,9 +31,8 @@ class BandSet {
     SyncThreads();
   }
 
-  LH_DEVICE bool Has(int distance) const {
-    const uint32_t band = static_cast<uint32_t>(distance) / static_cast<uint32_t>(kBandWidth);
-    const uint32_t word = words_[static_cast<int>(band / kBitsPerWord)];
+  LH_DEVICE bool Has(int band) const {
+    const uint32_t word = words_[band / kBitsPerWord];
     return (word >> band % kBitsPerWord & 1) != 0;
   }
 
@@ -249,13 +69,14 @@ template <int kSlots>
 class TileSlots {
  public:
   static constexpr int kBytes =
-      CarvedBytes<int64_t>(kSlots * kTileKeys) + CarvedBytes<int32_t>(kSlots * kTileKeys) +
+      CarvedBytes<int64_t>(kSlots * kTileKeys) + 2 * CarvedBytes<int32_t>(kSlots * kTileKeys) +
       CarvedBytes<SparseTile>(kSlots) + CarvedBytes<int64_t>(kSlots) +
       CarvedBytes<int32_t>(kSlots) + CarvedBytes<TileWalk>(1) + CarvedBytes<SparseRows>(1);
 
   LH_DEVICE explicit TileSlots(SharedArena& arena)
       : offset_(arena.Carve<int64_t>(kSlots * kTileKeys)),
         key_(arena.Carve<int32_t>(kSlots * kTileKeys)),
+        taken_(arena.Carve<uint32_t>(kSlots * kTileKeys)),
         tile_(arena.Carve<SparseTile>(kSlots)),
         values_(arena.Carve<int64_t>(kSlots)),
         mask_(arena.Carve<int32_t>(kSlots)),
@@ -303,7 +124,7 @@ class TileSlots {
     const bool is_copied = tile.is_stripes != 0 && rows.copied_values > 0;
     const bool check_bands = tile.is_stripes != 0 && rows.n_bands > 0;
     bool whole = true;
-    bool crosses_bands = false;
+    uint32_t all_taken = 0;
     LH_UNROLL
     for (int i = 0; i < kKeysPerLane; ++i) {
       const int key = keys[i];
@@ -320,10 +141,12 @@ class TileSlots {
       key_[slot * kTileKeys + at] = key;
       whole &= key >= tile.key_min && key < tile.key_end && rows.first - key >= tile.near &&
                rows.last - key < tile.far;
-      if (check_bands && key != kNoKey) crosses_bands |= CrossesBands(rows, bands, key);
+      const uint32_t taken = check_bands && key != kNoKey ? TakenByBands(rows, bands, key) : 0;
+      taken_[slot * kTileKeys + at] = taken;
+      all_taken |= taken;
     }
     whole = WarpAll(whole);
-    crosses_bands = WarpAny(crosses_bands);
+    const bool crosses_bands = WarpAny(all_taken != 0);
     if (LaneId() != 0) return;
     values_[slot] = is_copied ? rows.copied_values : p.kv.head_stride / 2;
     if (crosses_bands) {
@@ -406,7 +229,7 @@ class TileSlots {
   // Scores of pairs that do not count become -infinity. `row`: the warp's first in the block;
   // score_at(r, column, e): element e of the fragment of row tile r and of eight columns.
   template <int kRowTiles, class ScoreAt>
-  LH_DEVICE void Mask(int n, int row, const BandSet& bands, const ScoreAt& score_at) const {
+  LH_DEVICE void Mask(int n, int row, const ScoreAt& score_at) const {
     const int slot = n & (kSlots - 1);
     const SparseTile tile = tile_[slot];
     const bool by_bands = mask(n) == TileMask::kBands;
@@ -416,7 +239,8 @@ class TileSlots {
     for (int column = 0; column < kTileKeys / 8; ++column) {
       LH_UNROLL
       for (int parity = 0; parity < 2; ++parity) {
-        const int key = key_[slot * kTileKeys + 8 * column + LaneId() % 4 * 2 + parity];
+        const int at = slot * kTileKeys + 8 * column + LaneId() % 4 * 2 + parity;
+        const int key = key_[at];
         const bool in_range = key >= tile.key_min && key < tile.key_end;
         LH_UNROLL
         for (int r = 0; r < kRowTiles; ++r) {
@@ -424,7 +248,11 @@ class TileSlots {
           for (int half = 0; half < 2; ++half) {
             const int distance = lane_row + 16 * r + 8 * half - key;
             bool counts = in_range && distance >= tile.near && distance < tile.far;
-            if (by_bands && counts) counts = !bands.Has(distance);
+            if (by_bands &&
+                counts) {  // a load per pair: one per key cost D = 128 of mma its registers
+              const uint32_t taken = taken_[at];
+              counts = (taken >> (BandOf(distance) - BandOf(rows.first - key)) & 1) == 0;
+            }
             if (!counts) score_at(r, column, 2 * half + parity) = MinusInfinity();
           }
         }
@@ -443,19 +271,26 @@ class TileSlots {
     return key <= rows.last ? key : kNoKey;
   }
 
-  // Whether some row meets the key in a band.
-  LH_DEVICE static bool CrossesBands(const SparseRows& rows, const BandSet& bands, int key) {
-    constexpr int kBand = static_cast<int>(kBandWidth);
-    bool crosses = false;
-    for (int distance = std::max(rows.first - key, 0) / kBand * kBand; distance <= rows.last - key;
-         distance += kBand) {
-      crosses |= bands.Has(distance);
+  // Of the bands in which the rows meet the key, those that are kept: bit b for the b-th of at most
+  // three. So masks need no look-up per pair, of which tiles of stripes have many.
+  LH_DEVICE static uint32_t TakenByBands(const SparseRows& rows, const BandSet& bands, int key) {
+    const int first = BandOf(rows.first - key);
+    const int last = BandOf(rows.last - key);
+    uint32_t taken = 0;
+    for (int band = std::max(first, 0); band <= last; ++band) {
+      if (bands.Has(band)) taken |= 1u << (band - first);
     }
-    return crosses;
+    return taken;
+  }
+  // Rounds down, for keys behind the row too.
+  LH_DEVICE static int BandOf(int distance) {
+    static_assert(kBandWidth == 64);
+    return distance >> 6;
   }
 
   Shared<int64_t> offset_;   // [kSlots, 64] of the key's row, from the pool, in bytes
   Shared<int32_t> key_;      // [kSlots, 64]
+  Shared<uint32_t> taken_;   // [kSlots, 64] bands, see TakenByBands
   Shared<SparseTile> tile_;  // [kSlots]
   Shared<int64_t> values_;   // [kSlots] from a key's row to its value's
   Shared<int32_t> mask_;     // [kSlots] TileMask

@@ -40,7 +40,7 @@ HopperSparseKernel(LH_GRID_CONSTANT const SparseParams p) {
     gatherer.Run(rows);
   } else {
     TakeRegisters<kConsumerRegisters>();
-    const SparseTiles tiles(p, rows, queue, bands, warp_group - 1);
+    const SparseTiles tiles(p, rows, queue, warp_group - 1);
     Consumer<kHeadDim, SparseParams, SparseTiles> consumer(p, tiles, warp_group - 1, memory);
     consumer.Run();
     consumer.Write();

@@ -167,10 +167,9 @@ class Gatherer {
 class SparseTiles {
  public:
   LH_DEVICE SparseTiles(const SparseParams& p, const SparseRows& rows, const TileQueue& queue,
-                        const BandSet& bands, int consumer)
+                        int consumer)
       : p_(p),
         queue_(queue),
-        bands_(bands),
         consumer_(consumer),
         head_(rows.head),
         first_row_(rows.first - p.q_begin + consumer * kGroupRows) {}
@@ -192,7 +191,7 @@ class SparseTiles {
       if (queue_.slots().mask(2 * tile + half) == TileMask::kNone) continue;
       constexpr int kColumns = kTileKeys / 8;
       queue_.slots().template Mask</*kRowTiles=*/1>(
-          2 * tile + half, row, bands_, [&](int, int column, int e) -> float& {
+          2 * tile + half, row, [&](int, int column, int e) -> float& {
             return scores[4 * (half * kColumns + column) + e];
           });
     }
@@ -201,7 +200,6 @@ class SparseTiles {
  private:
   const SparseParams& p_;
   const TileQueue& queue_;
-  const BandSet& bands_;
   const int consumer_;
   const int head_;
   const int first_row_;
