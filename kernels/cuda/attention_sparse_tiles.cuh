@@ -56,11 +56,20 @@ enum class TileMask : int32_t {
 
 inline constexpr int kKeysPerLane = kTileKeys / kWarpLanes;  // of the warp that fills slots
 
-// Where a row of a tile lies; if it stands for no key, nowhere.
+// Which key a row of a tile stands for, and where that row lies; for kNoKey, nowhere.
 struct RowSource {
   Global<const uint8_t> from;
-  bool exists;
+  int32_t key;
+
+  LH_DEVICE bool exists() const { return key != kNoKey; }
 };
+
+// In fp8, from a key's row of D bytes to the 16 scales of which its own is number key % 16.
+template <int kHeadDim>
+LH_DEVICE int ScalesFromRow(int key) {
+  const int in_page = key % kTileKeys;
+  return (kTileKeys - in_page) * kHeadDim + in_page / 16 * 16;
+}
 
 // What the block knows of the tiles that are loaded and used: a ring of kSlots, a power of two. The
 // walk itself also lies in shared memory: in registers, which scores and output fill, it made the
@@ -162,12 +171,13 @@ class TileSlots {
     return static_cast<TileMask>(mask);
   }
 
+  LH_DEVICE int KeyOf(int n, int row) const { return key_[(n & (kSlots - 1)) * kTileKeys + row]; }
   LH_DEVICE RowSource SourceOf(const SparseParams& p, int n, int row, bool is_values) const {
     const int slot = n & (kSlots - 1);
     const int64_t offset = offset_[slot * kTileKeys + row];
     const int32_t key = key_[slot * kTileKeys + row];
     const int64_t values = is_values ? static_cast<int64_t>(values_[slot]) : 0;
-    return {p.kv.pool + (offset + values), key != kNoKey};
+    return {p.kv.pool + (offset + values), key};
   }
 
   // Copies the keys of tile n, or its values, row by row to a place of the ring; asynchronous, the
@@ -199,10 +209,8 @@ class TileSlots {
       if (row >= kTileKeys) return;
       const int64_t offset = offset_[slot * kTileKeys + row];
       const int32_t key = key_[slot * kTileKeys + row];
-      const int in_page = key % kTileKeys;
-      const int scales = (kTileKeys - in_page) * kHeadDim + in_page / 16 * 16;  // from the row
       CopyAsync16(ring.RawPlace(to) + (kTileKeys * kHeadDim + row * 16),
-                  p.kv.pool + (offset + values + scales), key != kNoKey);
+                  p.kv.pool + (offset + values + ScalesFromRow<kHeadDim>(key)), key != kNoKey);
     }
   }
 

@@ -3,6 +3,7 @@
 // (hopper_consumer.cuh). A block has 128 rows of one head, whatever its kind.
 #include "kernels/cuda/hopper_sparse.h"
 
+#include "kernels/cuda/head_dim.h"
 #include "kernels/cuda/hopper_sparse_tiles.cuh"
 #include "kernels/cuda/launch.h"
 
@@ -13,12 +14,13 @@ namespace {
 constexpr int kProducerRegisters = 72;  // 72 + 2 * 216 = 3 * 168, with which 384 threads start
 constexpr int kConsumerRegisters = 216;
 
-template <int kHeadDim>
+template <class T, int kHeadDim>
 LH_KERNEL(kThreads, 1)
 HopperSparseKernel(LH_GRID_CONSTANT const SparseParams p) {
   SharedArena arena;
   const BlockMemory<kHeadDim> memory(arena);
   TileQueue queue(arena);
+  const Shared<uint8_t> raw = arena.Carve<uint8_t>(Gatherer<T, kHeadDim>::kBytes);
   const SparseRows rows = RowsOfBlock<kHeadDim, kBlockRows>(p);
   BandSet bands;
   if (p.max_bands > 0 && rows.kind == HeadKind::kSparse) {
@@ -36,7 +38,7 @@ HopperSparseKernel(LH_GRID_CONSTANT const SparseParams p) {
   const int warp_group = Shuffle(ThreadId() / kWarpGroupThreads, 0);
   if (warp_group == 0) {
     GiveUpRegisters<kProducerRegisters>();
-    Gatherer<kHeadDim> gatherer(p, memory, queue, bands);
+    Gatherer<T, kHeadDim> gatherer(p, memory, queue, bands, raw);
     gatherer.Run(rows);
   } else {
     TakeRegisters<kConsumerRegisters>();
@@ -51,18 +53,25 @@ int BandBytes(int64_t max_bands, int64_t n_keys) {
   return max_bands > 0 ? CarvedBytes<uint32_t>(BandSetWords(n_keys)) : 0;
 }
 
-template <int kHeadDim>
-constexpr int kFixedBytes = BlockMemory<kHeadDim>::kBytes + TileQueue::kBytes;
+template <class T, int kHeadDim>
+constexpr int kFixedBytes =
+    BlockMemory<kHeadDim>::kBytes + TileQueue::kBytes + Gatherer<T, kHeadDim>::kBytes;
 
-template <int kHeadDim>
+template <class T, int kHeadDim>
 cudaError_t LaunchHopperSparse(const SparseParams& p, cudaStream_t stream) {
   return Launch(
       {.name = "attend sparse (hopper)",
        .grid = {static_cast<unsigned>(p.n_heads * p.n_row_tiles)},
        .block = kThreads,
-       .smem_bytes = kFixedBytes<kHeadDim> + BandBytes(p.max_bands, p.q_begin + p.n_tokens),
+       .smem_bytes = kFixedBytes<T, kHeadDim> + BandBytes(p.max_bands, p.q_begin + p.n_tokens),
        .stream = stream},
-      HopperSparseKernel<kHeadDim>, p);
+      HopperSparseKernel<T, kHeadDim>, p);
+}
+
+template <class T>
+cudaError_t LaunchHopperSparse(const SparseParams& p, int64_t head_dim, cudaStream_t stream) {
+  return head_dim == 64 ? LaunchHopperSparse<T, 64>(p, stream)
+                        : LaunchHopperSparse<T, 128>(p, stream);
 }
 
 }  // namespace
@@ -70,9 +79,9 @@ cudaError_t LaunchHopperSparse(const SparseParams& p, cudaStream_t stream) {
 
 bool SuitsHopper(const AttendSparseArgs& args) {
   if (args.kv.head_dim != 64 && args.kv.head_dim != 128) return false;
-  if (args.kv.dtype != DType::kBF16 || args.dual.chunk_tokens != 0) return false;
+  if (!IsKvTypeOfKernels(args.kv) || args.dual.chunk_tokens != 0) return false;
   const int64_t n_keys = args.q_begin + args.q.dim(0);
-  return hopper::kFixedBytes<128> + hopper::BandBytes(args.plan.max_bands, n_keys) <=
+  return hopper::kFixedBytes<F8E4M3, 128> + hopper::BandBytes(args.plan.max_bands, n_keys) <=
          hopper::kMaxSharedBytes;
 }
 
@@ -83,8 +92,9 @@ cudaError_t AttendSparseHopper(const AttendSparseArgs& args, const StripeCopies&
   SparseParams p;
   const cudaError_t error = PrepareSparse(args, copies, hopper::kBlockRows, scratch, stream, &p);
   if (error != cudaSuccess) return error;
-  return args.kv.head_dim == 64 ? hopper::LaunchHopperSparse<64>(p, stream)
-                                : hopper::LaunchHopperSparse<128>(p, stream);
+  return args.kv.dtype == DType::kF8E4M3
+             ? hopper::LaunchHopperSparse<F8E4M3>(p, args.kv.head_dim, stream)
+             : hopper::LaunchHopperSparse<BF16>(p, args.kv.head_dim, stream);
 }
 
 }  // namespace longhaul::cuda

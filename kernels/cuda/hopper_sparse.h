@@ -2,7 +2,8 @@
 // attention_sparse.h computes, by wgmma on gathered keys. Host entry points; asynchronous on the
 // stream, allocate nothing.
 //
-// head_dim 64 or 128, a bf16 cache. All other calls are the business of attention_sparse.h.
+// head_dim 64 or 128, a cache in bf16 or fp8, no dual chunk attention. All other calls are the
+// business of attention_sparse.h.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -17,6 +17,8 @@ namespace longhaul::cuda::hopper {
 
 inline constexpr int kCopyWarps = 2;  // for keys, and as many for values
 inline constexpr int kCopyThreads = kCopyWarps * kWarpLanes;
+inline constexpr int kRawReady =
+    5;  // named barriers of the warps for keys, and of those for values
 
 // What the block knows of its tiles: a ring that one warp fills and all read.
 //
@@ -41,7 +43,7 @@ class TileQueue {
 
   // By the filling warp, then Fill for tiles 0, 1, 2, ...
   LH_DEVICE void Start(const SparseParams& p, const SparseRows& rows) { slots_.Start(p, rows); }
-  template <int kHeadDim>
+  template <class T, int kHeadDim>
   LH_DEVICE void Fill(const SparseParams& p, const BandSet& bands, int tile) {
     int keys[2][kKeysPerLane];
     LH_UNROLL
@@ -51,7 +53,7 @@ class TileQueue {
     }
     LH_UNROLL
     for (int half = 0; half < 2; ++half) {
-      slots_.template FinishFill<BF16, kHeadDim>(p, bands, 2 * tile + half, keys[half]);
+      slots_.template FinishFill<T, kHeadDim>(p, bands, 2 * tile + half, keys[half]);
     }
     if (LaneId() == 0) flags_[tile % kTiles] = FlagsOf(tile);
     SyncWarp();
@@ -100,18 +102,30 @@ class TileQueue {
   Shared<TransactionBarrier> ready_;  // [kTiles] that tiles 0, 8, 16, ... are filled, and so on
 };
 
-// The producer warp group.
-template <int kHeadDim>
+// The producer warp group. T: the elements of the cache.
+//
+// Rows in fp8 are gathered as they are, each beside the 16 scales among which its own is, into a
+// place of the copying warps, and become bf16 on the way from there into the slot. So the next tile
+// is on its way before a slot is free.
+template <class T, int kHeadDim>
 class Gatherer {
  public:
+  static constexpr int kBytes = kIsFp8<T> ? 2 * RawBytes<kHeadDim, 16>(kBlockKeys) : 0;
+
+  // `raw`: kBytes.
   LH_DEVICE Gatherer(const SparseParams& p, const BlockMemory<kHeadDim>& memory, TileQueue& queue,
-                     const BandSet& bands)
-      : p_(p), memory_(memory), queue_(queue), bands_(bands), walks_(WarpId() == 0) {}
+                     const BandSet& bands, Shared<uint8_t> raw)
+      : p_(p),
+        memory_(memory),
+        queue_(queue),
+        bands_(bands),
+        raw_(raw + WarpId() / kCopyWarps * (kBytes / 2)),
+        walks_(WarpId() == 0) {}
 
   LH_DEVICE void Run(const SparseRows& rows) {
     if (walks_) {
       queue_.Start(p_, rows);
-      queue_.template Fill<kHeadDim>(p_, bands_, 0);
+      queue_.template Fill<T, kHeadDim>(p_, bands_, 0);
     }
     if (WarpId() < kCopyWarps) {
       Copy</*kIsValues=*/false>(memory_.keys);
@@ -128,16 +142,32 @@ class Gatherer {
     for (int tile = 0;; ++tile) {
       if (!walks) queue_.Wait(tile);
       if (!queue_.Has(tile)) return;
+      if constexpr (kIsFp8<T>) CopyRaw(tile, kIsValues);
       ring.WaitUntilFree(slot);
-      CopyRows(ring, slot, tile, kIsValues);
+      if constexpr (!kIsFp8<T>) CopyRows(ring, slot, tile, kIsValues);
       CopyAsyncCommit();
-      if (walks) queue_.template Fill<kHeadDim>(p_, bands_, tile + 1);
+      if (walks) queue_.template Fill<T, kHeadDim>(p_, bands_, tile + 1);
       CopyAsyncWait<0>();
+      if constexpr (kIsFp8<T>) {
+        SyncNamed(kRawReady + kIsValues, kCopyThreads);
+        Convert(ring, slot, tile);
+      }
       FenceProxyAsync();
       SyncWarp();
       ring.Arrive(slot);
       slot.Advance();
+      if constexpr (kIsFp8<T>) SyncNamed(kRawReady + kIsValues, kCopyThreads);  // all are converted
     }
+  }
+
+  LH_DEVICE RowSource SourceOf(int tile, int row, bool is_values) const {
+    return queue_.slots().SourceOf(p_, 2 * tile + row / kTileKeys, row % kTileKeys, is_values);
+  }
+
+  // Where eight elements of a row lie, swizzled.
+  LH_DEVICE static Shared<BF16> At(const KvRing<kHeadDim>& ring, Slot slot, int row, int column) {
+    return ring.Half(slot, column / kSwizzleElements) +
+           SwizzledElement(row, column % kSwizzleElements);
   }
 
   // Rows that stand for no key become 0, as in TileSlots::CopyAsync.
@@ -148,11 +178,37 @@ class Gatherer {
          piece += kCopyThreads) {
       const int row = piece / kPieces;
       const int column = piece % kPieces * 8;
-      const RowSource source =
-          queue_.slots().SourceOf(p_, 2 * tile + row / kTileKeys, row % kTileKeys, is_values);
-      CopyAsync16(ring.Half(slot, column / kSwizzleElements) +
-                      SwizzledElement(row, column % kSwizzleElements),
-                  source.from + column * static_cast<int>(sizeof(BF16)), source.exists);
+      const RowSource source = SourceOf(tile, row, is_values);
+      CopyAsync16(At(ring, slot, row, column),
+                  source.from + column * static_cast<int>(sizeof(BF16)), source.exists());
+    }
+  }
+
+  // raw_: [128, D] elements, then [128, 16] scales.
+  LH_DEVICE void CopyRaw(int tile, bool is_values) const {
+    constexpr int kPieces = kHeadDim / 16;
+    LH_UNROLL_BY_TWO
+    for (int piece = ThreadId() % kCopyThreads; piece < kBlockKeys * kPieces;
+         piece += kCopyThreads) {
+      const RowSource source = SourceOf(tile, piece / kPieces, is_values);
+      CopyAsync16(raw_ + piece * 16, source.from + piece % kPieces * 16, source.exists());
+    }
+    for (int row = ThreadId() % kCopyThreads; row < kBlockKeys; row += kCopyThreads) {
+      const RowSource source = SourceOf(tile, row, is_values);
+      CopyAsync16(raw_ + (kBlockKeys * kHeadDim + row * 16),
+                  source.from + ScalesFromRow<kHeadDim>(source.key), source.exists());
+    }
+  }
+  LH_DEVICE void Convert(const KvRing<kHeadDim>& ring, Slot slot, int tile) const {
+    constexpr int kPieces = kHeadDim / 8;
+    LH_UNROLL_BY_TWO
+    for (int piece = ThreadId() % kCopyThreads; piece < kBlockKeys * kPieces;
+         piece += kCopyThreads) {
+      const int row = piece / kPieces;
+      const int key = queue_.slots().KeyOf(2 * tile + row / kTileKeys, row % kTileKeys);
+      const uint8_t scale = raw_[kBlockKeys * kHeadDim + row * 16 + (key & 15)];
+      const U32x2 bytes = LoadVec<U32x2>(raw_ + piece * 8);
+      StoreVec(At(ring, slot, row, piece % kPieces * 8), WidenFp8x8(bytes, scale));
     }
   }
 
@@ -160,6 +216,7 @@ class Gatherer {
   const BlockMemory<kHeadDim>& memory_;
   TileQueue& queue_;
   const BandSet& bands_;
+  const Shared<uint8_t> raw_;  // of the two warps for keys, or of those for values
   const bool walks_;
 };
 

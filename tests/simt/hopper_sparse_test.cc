@@ -43,6 +43,23 @@ TEST_F(HopperSparse, EveryStripeWidthGatheredAndCopied) {
   }
 }
 
+TEST_F(HopperSparse, Fp8Cache) {
+  for (const int32_t head_dim : {64, 128}) {
+    for (const int64_t width : {1, 16}) {
+      ExpectMatches({{.n_tokens = 70,
+                      .q_begin = 403,
+                      .n_heads = 3,
+                      .head_dim = head_dim,
+                      .kv_dtype = DType::kF8E4M3},
+                     {20, 64},
+                     width,
+                     0.4,
+                     width == 1 ? 0.5 : 0.0},
+                    width == 1 ? 2 : 1);
+    }
+  }
+}
+
 // Twelve tiles and more: every slot of the rings and of the queue of tiles is used again.
 TEST_F(HopperSparse, AnyOrderOfThreads) {
   for (const int32_t head_dim : {64, 128}) {
@@ -94,8 +111,13 @@ TEST_F(HopperSparse, LeavesOtherCallsToTheOtherKernel) {
   EXPECT_EQ(AttendSparseHopper(args, kGather, nullptr, nullptr), cudaErrorInvalidValue);
   args.kv.head_dim = 128;
   args.kv.dtype = DType::kF8E4M3;
+  EXPECT_TRUE(SuitsHopper(args));
+  args.kv.dtype = DType::kF32;
   EXPECT_FALSE(SuitsHopper(args));
   args.kv.dtype = DType::kBF16;
+  args.dual.chunk_tokens = 64;
+  EXPECT_FALSE(SuitsHopper(args));
+  args.dual.chunk_tokens = 0;
   args.plan.max_bands = 1;
   args.q_begin = int64_t{1} << 20;
   EXPECT_TRUE(SuitsHopper(args));
