@@ -328,13 +328,6 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
                         .dtype = config.kv_dtype};
 
   LH_RETURN_IF_ERROR(backend->CheckKvLayout(layout));
-  if (model->UsesDualChunk() && !backend->has_dual_chunk()) {
-    return absl::UnimplementedError(fmt::format(
-        "this backend ({}) has no dual chunk attention: max_model_len {} exceeds the first chunk; "
-        "use --max-model-len {} or the CPU backend",
-        backend->Description(), config.max_model_len, model->dual_chunk.chunk_tokens));
-  }
-
   LH_RETURN_IF_ERROR(config.sparse.CheckModel(shape.n_layers, shape.n_heads));
 
   // Sizes first: what cannot fit is refused before gigabytes of weights were read.

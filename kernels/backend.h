@@ -49,9 +49,6 @@ class Backend {
   // Unimplemented, with what is possible, where the attention ops cannot work on such a KV cache.
   virtual absl::Status CheckKvLayout(const KvLayout& /*layout*/) const { return absl::OkStatus(); }
 
-  // Whether the attention ops know dual chunk attention (DualChunkQueries).
-  virtual bool has_dual_chunk() const { return false; }
-
   // Of the device, or of this machine and its control group.
   virtual MemoryInfo Memory() const = 0;
 

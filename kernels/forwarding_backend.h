@@ -19,7 +19,6 @@ class ForwardingBackend : public Backend {
   absl::Status CheckKvLayout(const KvLayout& layout) const override {
     return to_.CheckKvLayout(layout);
   }
-  bool has_dual_chunk() const override { return to_.has_dual_chunk(); }
   MemoryInfo Memory() const override { return to_.Memory(); }
   absl::StatusOr<Buffer> Allocate(int64_t n_bytes) override { return to_.Allocate(n_bytes); }
   void Upload(const void* from, void* to, int64_t n_bytes) override {

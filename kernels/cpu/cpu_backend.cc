@@ -21,7 +21,6 @@ class CpuBackend : public Backend {
  public:
   explicit CpuBackend(int n_threads) : pool_(n_threads), gemm_(&pool_), attention_(&pool_) {}
 
-  bool has_dual_chunk() const override { return true; }
   std::string Description() const override {
     return fmt::format("cpu ({}, {} threads)", SimdTargetName(), pool_.n_threads());
   }

@@ -86,7 +86,6 @@ class CudaBackend : public Backend {
   }
   DType activation_dtype() const override { return kAct; }
   bool is_host() const override { return false; }
-  bool has_dual_chunk() const override { return true; }
 
   MemoryInfo Memory() const override {
     size_t free_bytes = 0, total_bytes = 0;

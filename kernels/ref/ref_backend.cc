@@ -21,7 +21,6 @@ class RefWeight : public LinearWeight {
 
 class RefBackend : public Backend {
  public:
-  bool has_dual_chunk() const override { return true; }
   std::string Description() const override { return "ref (plain loops, 1 thread)"; }
   absl::StatusOr<Buffer> Allocate(int64_t n_bytes) override { return AllocateHost(n_bytes); }
   MemoryInfo Memory() const override { return ReadHostMemory(); }
