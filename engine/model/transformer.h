@@ -80,6 +80,8 @@ class Transformer {
   // x += what the layer's feed-forward network, or its mixture of experts, makes of its norm.
   // normed: [T, E] act, scratch.
   void FeedForward(const LayerWeights& weights, TensorView normed, TensorView x, Arena& arena);
+  // x += the mixture of experts of normed: [T, E] act.
+  void Experts(const LayerWeights& weights, TensorView normed, TensorView x, Arena& arena);
   void Attend(const Batch& batch, int32_t layer, TensorView q, const DualChunkQueries& dual,
               TensorView out);
   void RopeTable(const int64_t* positions, TensorView cos_sin);
