@@ -156,6 +156,7 @@ void AddEval(Commands& c) {
   app->add_option("--out", o.out_dir, "folder that keeps results: the same command goes on there");
   app->add_option("--json", o.json_path, "write all numbers to this file");
   app->add_option("--html", o.html_path, "write a report with drawings to this file: one page");
+  app->add_option("--markdown", o.markdown_path, "write the tables to this file");
   c.eval_flags.AddTo(app, /*with_serve_flags=*/false);
 }
 

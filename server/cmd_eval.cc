@@ -9,6 +9,7 @@
 #include "server/eval/files.h"
 #include "server/eval/html_report.h"
 #include "server/eval/make_report.h"
+#include "server/eval/report_tables.h"
 #include "server/eval/run.h"
 
 namespace longhaul {
@@ -18,6 +19,7 @@ absl::Status Evaluate(const ServerConfig& config, const eval::EvalOptions& optio
   LH_RETURN_IF_ERROR(eval::CheckOptions(options));
   LH_RETURN_IF_ERROR(eval::CheckWritable("--json", options.json_path));
   LH_RETURN_IF_ERROR(eval::CheckWritable("--html", options.html_path));
+  LH_RETURN_IF_ERROR(eval::CheckWritable("--markdown", options.markdown_path));
   LH_ASSIGN_OR_RETURN(eval::ResultStore store, eval::ResultStore::Open("--out", options.out_dir));
   if (store.n_unreadable() > 0) {
     spdlog::warn("{}: {} results could not be read and are measured again", options.out_dir,
@@ -34,8 +36,9 @@ absl::Status Evaluate(const ServerConfig& config, const eval::EvalOptions& optio
   }
   LH_ASSIGN_OR_RETURN(const eval::EvalReport report,
                       eval::RunEval(options, *target, model, store, stderr));
-  fmt::print("{}", eval::ReportTables(report));
+  fmt::print("{}", eval::ReportText(report));
   LH_RETURN_IF_ERROR(eval::WriteFile(options.json_path, eval::ReportJson(report)));
+  LH_RETURN_IF_ERROR(eval::WriteFile(options.markdown_path, eval::ReportMarkdown(report)));
   if (options.html_path.empty()) return absl::OkStatus();
   return eval::WriteFile(options.html_path, eval::HtmlReport(report));
 }

@@ -4,14 +4,13 @@
 
 #include <algorithm>
 #include <iterator>
-#include <map>
 #include <set>
-#include <tuple>
 #include <utility>
 
 #include "server/escape_xml.h"
 #include "server/eval/html_charts.h"
 #include "server/eval/html_page.h"
+#include "server/eval/report_tables.h"
 
 namespace longhaul::eval {
 namespace {
@@ -27,21 +26,6 @@ bool IsAccuracy(const EvalScore& score) {
   return score.unit == Unit::kShare && score.bucket_begin < 0;
 }
 
-std::string ScoreText(Unit unit, double score) {
-  return Shown(unit == Unit::kShare ? Quantity::kShare : Quantity::kNumber, score);
-}
-
-// A mean over prompts.
-struct Mean {
-  double sum = 0;
-  int64_t n = 0;
-  void Add(const EvalScore& score) {
-    sum += score.score * static_cast<double>(score.n);
-    n += score.n;
-  }
-  double Value() const { return sum / static_cast<double>(n); }
-};
-
 class Page : public HtmlPage {
  public:
   explicit Page(const EvalReport& report)
@@ -50,6 +34,7 @@ class Page : public HtmlPage {
   std::string Write() {
     Heading();
     Summary();
+    AgainstDense();
     DepthMaps();
     Add("<div class=\"row\">\n<section>\n");
     Accuracy();
@@ -72,6 +57,7 @@ class Page : public HtmlPage {
 
   void Heading();
   void Summary();
+  void AgainstDense();
   void DepthMaps();
   void Accuracy();
   void Times();
@@ -113,31 +99,30 @@ void Page::Summary() {
       }
     }
   }
-  Add("<div class=\"wide\"><table>\n<tr><th>policy</th>");
-  for (const std::string& suite : suites) Add("<th>{}</th>", EscapeXml(suite));
-  Add("<th>density</th><th>recall</th><th>1st percentile</th><th>TTFT, longest</th></tr>\n");
+  std::vector<std::vector<std::string>> rows = {{"policy"}};
+  rows[0].insert(rows[0].end(), suites.begin(), suites.end());
+  rows[0].insert(rows[0].end(), {"density", "recall", "1st percentile", "TTFT, longest"});
   for (const EvalPolicy& policy : report_.policies) {
-    Add("<tr>");
-    Cell(policy.name);
+    rows.push_back({policy.name});
+    std::vector<std::string>& row = rows.back();
     for (const std::string& suite : suites) {
-      Mean mean;
+      MeanScore mean;
       for (const EvalScore& score : policy.scores) {
         if (IsAccuracy(score) && score.suite == suite) mean.Add(score);
       }
-      Cell(mean.n == 0 ? "–" : Shown(Quantity::kShare, mean.Value()));
+      row.push_back(mean.n == 0 ? "–" : Shown(Quantity::kShare, mean.Value()));
     }
     const bool audited = !policy.recall_histogram.empty();
-    Cell(Shown(Quantity::kShare, policy.density));
-    Cell(audited ? fmt::format("{:.4f}", policy.recall_mean) : "–");
-    Cell(audited ? fmt::format("{:.3f}", policy.recall_p1) : "–");
-    Cell(policy.lengths.empty() || policy.lengths.back().ttft_median_s <= 0
-             ? "–"
-             : Shown(Quantity::kSeconds, policy.lengths.back().ttft_median_s) + " at " +
-                   Shown(Quantity::kTokens,
-                         static_cast<double>(policy.lengths.back().length_tokens)));
-    Add("</tr>\n");
+    row.push_back(Shown(Quantity::kShare, policy.density));
+    row.push_back(audited ? fmt::format("{:.4f}", policy.recall_mean) : "–");
+    row.push_back(audited ? fmt::format("{:.3f}", policy.recall_p1) : "–");
+    row.push_back(policy.lengths.empty() || policy.lengths.back().ttft_median_s <= 0
+                      ? "–"
+                      : Shown(Quantity::kSeconds, policy.lengths.back().ttft_median_s) + " at " +
+                            Shown(Quantity::kTokens,
+                                  static_cast<double>(policy.lengths.back().length_tokens)));
   }
-  Add("</table></div>\n");
+  Table(rows);
 }
 
 Grid Page::DepthGrid(const EvalPolicy& policy, const std::string& name) const {
@@ -197,9 +182,10 @@ void Page::Accuracy() {
   for (const EvalPolicy& policy : report_.policies) {
     Series s{.name = policy.name, .points = {}, .joined = true};
     for (const EvalLength& length : policy.lengths) {
-      Mean mean;
+      MeanScore mean;
       for (const EvalScore& score : policy.scores) {
-        if (IsAccuracy(score) && score.length_tokens == length.length_tokens) mean.Add(score);
+        const bool here = score.length_tokens == length.length_tokens;
+        if (IsAccuracy(score) && here && score.suite != "agreement") mean.Add(score);
       }
       if (mean.n == 0) continue;
       const std::string tokens =
@@ -214,7 +200,7 @@ void Page::Accuracy() {
   if (series.empty()) return;
   Section("Accuracy against density",
           "A point for each length, the longest prompts mostly at the "
-          "lowest density; the mean over all tasks scored in percent. "
+          "lowest density; the mean over all tasks with right answers. "
           "Up and to the left is better.");
   Figure("Right answers by what was computed",
          DrawChart({.title = "density", .quantity = Quantity::kShare, .scale = Scale::kLog},
@@ -356,32 +342,21 @@ void Page::Heads() {
   if (begun) Add("<p class=\"scale\">{}</p>\n", DrawShareScale());
 }
 
+void Page::AgainstDense() {
+  const ReportTable table = DenseTable(report_);
+  if (table.rows.size() < 2) return;
+  Section("Against dense", table.note.c_str());
+  Table(table.rows);
+}
+
 void Page::AllScores() {
-  // Depths together; a row for each (task, length), a column for each policy.
-  std::map<std::tuple<std::string, int64_t>, std::pair<Unit, std::vector<Mean>>> rows;
-  for (size_t p = 0; p < report_.policies.size(); ++p) {
-    for (const EvalScore& score : report_.policies[p].scores) {
-      if (score.bucket_begin >= 0) continue;
-      auto& [unit, means] = rows[{TaskName(score), score.length_tokens}];
-      unit = score.unit;
-      means.resize(report_.policies.size());
-      means[p].Add(score);
-    }
+  Add("<h2>All scores</h2>\n");
+  for (const ReportTable& table : {PolicyTable(report_), TaskTable(report_)}) {
+    if (table.rows.size() < 2) continue;
+    Add("<details><summary>{}</summary>\n", table.title);
+    Table(table.rows);
+    Add("</details>\n");
   }
-  if (rows.empty()) return;
-  Add("<h2>All scores</h2>\n<details><summary>Tasks and lengths, depths taken together</summary>\n"
-      "<div class=\"wide\"><table>\n<tr><th>task</th><th>tokens</th>");
-  for (const EvalPolicy& policy : report_.policies) Add("<th>{}</th>", EscapeXml(policy.name));
-  Add("</tr>\n");
-  for (const auto& [key, row] : rows) {
-    Add("<tr>");
-    Cell(std::get<0>(key));
-    Cell(Shown(Quantity::kTokens, static_cast<double>(std::get<1>(key))));
-    for (const Mean& mean : row.second)
-      Cell(mean.n == 0 ? "–" : ScoreText(row.first, mean.Value()));
-    Add("</tr>\n");
-  }
-  Add("</table></div></details>\n");
 }
 
 }  // namespace

@@ -10,8 +10,8 @@
 #include <nlohmann/json.hpp>
 #include <tuple>
 
-#include "server/console.h"
 #include "server/eval/run.h"
+#include "server/eval/targets.h"
 #include "server/version.h"
 
 namespace longhaul::eval {
@@ -174,18 +174,6 @@ EvalPolicy MakePolicy(const EvalOptions& options, const TargetInfo& info, size_t
   return policy;
 }
 
-std::string ScoreText(const EvalScore& score) {
-  switch (score.unit) {
-    case Unit::kShare:
-      return fmt::format("{:.1f} %", 100 * score.score);
-    case Unit::kPerplexity:
-      return fmt::format("{:.4g}", score.score);
-    case Unit::kNats:
-      return fmt::format("{:.2g}", score.score);
-  }
-  return "";
-}
-
 json HeadsJson(const std::vector<EvalHead>& heads) {
   json array = json::array();
   for (const EvalHead& head : heads) {
@@ -241,37 +229,17 @@ json PolicyJson(const EvalPolicy& policy) {
           {"heads", HeadsJson(policy.heads)}};
 }
 
-// Means over depths; a row for each task and length, a column for each policy.
-std::string ScoreTable(const EvalReport& report) {
-  struct Mean {
-    EvalScore score;
-    double sum = 0;
-    int64_t n = 0;
-  };
-  std::vector<std::pair<std::string, int64_t>> rows;  // task and length, as they come
-  std::map<std::tuple<std::string, int64_t, size_t>, Mean> means;
-  for (size_t p = 0; p < report.policies.size(); ++p) {
-    for (const EvalScore& s : report.policies[p].scores) {
-      if (s.bucket_begin >= 0) continue;
-      const std::pair<std::string, int64_t> row{s.task, s.length_tokens};
-      if (std::find(rows.begin(), rows.end(), row) == rows.end()) rows.push_back(row);
-      Mean& mean = means[{s.task, s.length_tokens, p}];
-      mean.score = s;
-      mean.sum += s.score * static_cast<double>(s.n);
-      mean.n += s.n;
-    }
+json ChecksJson(const PolicyChecks& checks) {
+  json object = {{"policy", checks.policy}, {"length_tokens", checks.length_tokens}};
+  for (const Check& check : checks.checks) {
+    if (!check.measured) continue;
+    json entry = {{"measured", check.measured->value},
+                  {check.at_least ? "at_least" : "at_most", check.bound},
+                  {"held", !check.Missed()}};
+    if (!check.measured->of.empty()) entry["of"] = check.measured->of;
+    object[check.name] = std::move(entry);
   }
-  std::vector<std::vector<std::string>> table = {{"task", "tokens"}};
-  for (const EvalPolicy& policy : report.policies) table[0].push_back(policy.name);
-  for (const auto& [task, length] : rows) {
-    table.push_back({task, fmt::format("{}", length)});
-    for (size_t p = 0; p < report.policies.size(); ++p) {
-      Mean& mean = means[{task, length, p}];
-      mean.score.score = mean.n > 0 ? mean.sum / static_cast<double>(mean.n) : 0;
-      table.back().push_back(mean.n > 0 ? ScoreText(mean.score) : "-");
-    }
-  }
-  return FormatTable(table);
+  return object;
 }
 
 }  // namespace
@@ -297,31 +265,18 @@ EvalReport MakeReport(const EvalOptions& options, const TargetInfo& info,
   return report;
 }
 
-std::string ReportTables(const EvalReport& report) {
-  std::vector<std::vector<std::string>> table = {
-      {"policy", "tokens", "prompts", "density", "recall mean", "recall p1", "TTFT median"}};
-  for (const EvalPolicy& policy : report.policies) {
-    const bool audited = !policy.recall_histogram.empty();
-    for (const EvalLength& l : policy.lengths) {
-      table.push_back({policy.name, fmt::format("{}", l.length_tokens), fmt::format("{}", l.n),
-                       fmt::format("{:.2f} %", 100 * l.density),
-                       fmt::format("{:.4f}", l.recall_mean),
-                       audited ? fmt::format("{:.3f}", l.recall_p1) : "-",
-                       l.ttft_median_s > 0 ? FormatDuration(l.ttft_median_s) : "-"});
-    }
-  }
-  return ScoreTable(report) + "\n" + FormatTable(table);
-}
-
 std::string ReportJson(const EvalReport& report) {
   json object = {
-      {"target", report.target},   {"model", report.model},       {"created", report.created},
-      {"version", report.version}, {"text", report.text},         {"samples", report.n_samples},
-      {"seed", report.seed},       {"n_layers", report.n_layers}, {"n_heads", report.n_heads},
-      {"suites", report.suites},   {"lengths", report.lengths},   {"depths", report.depths},
-      {"policies", json::array()}};
+      {"target", report.target},   {"model", report.model},         {"created", report.created},
+      {"version", report.version}, {"text", report.text},           {"samples", report.n_samples},
+      {"seed", report.seed},       {"n_layers", report.n_layers},   {"n_heads", report.n_heads},
+      {"suites", report.suites},   {"lengths", report.lengths},     {"depths", report.depths},
+      {"policies", json::array()}, {"against_dense", json::array()}};
   for (const EvalPolicy& policy : report.policies) {
     object["policies"].push_back(PolicyJson(policy));
+  }
+  for (const PolicyChecks& checks : CheckAgainstDense(report)) {
+    object["against_dense"].push_back(ChecksJson(checks));
   }
   return object.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
 }

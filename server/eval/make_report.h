@@ -1,4 +1,4 @@
-// From results to an EvalReport, and from that to text. Pure functions.
+// From results to an EvalReport, and from that to JSON. Pure functions.
 #pragma once
 
 #include <string>
@@ -21,8 +21,6 @@ struct Measured {
 EvalReport MakeReport(const EvalOptions& options, const TargetInfo& info,
                       const std::vector<Measured>& measured);
 
-// Aligned tables: scores by suite and length, then what the policies computed and how long it took.
-std::string ReportTables(const EvalReport& report);
 // One JSON object with all of it.
 std::string ReportJson(const EvalReport& report);
 

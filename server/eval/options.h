@@ -21,10 +21,11 @@ struct EvalOptions {
   std::string text_file;  // what prompts are filled with; "" = built-in sentences
   std::string url;        // of an OpenAI-compatible server; "" = in process
   std::string api_key;
-  double timeout_s = 3600;  // of one request to it
-  std::string out_dir;      // where results are kept, so that a run can go on; "" = nowhere
-  std::string json_path;    // "" = none
-  std::string html_path;    // "" = none
+  double timeout_s = 3600;    // of one request to it
+  std::string out_dir;        // where results are kept, so that a run can go on; "" = nowhere
+  std::string json_path;      // "" = none
+  std::string html_path;      // "" = none
+  std::string markdown_path;  // "" = none
 };
 
 // What a sparse prefill may lose against dense, at each length.

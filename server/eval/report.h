@@ -29,6 +29,17 @@ struct EvalScore {
   double score = 0;
 };
 
+// A mean over prompts.
+struct MeanScore {
+  double sum = 0;
+  int64_t n = 0;
+  void Add(const EvalScore& score) {
+    sum += score.score * static_cast<double>(score.n);
+    n += score.n;
+  }
+  double Value() const { return sum / static_cast<double>(n); }  // n > 0
+};
+
 // One prefill under one policy.
 struct EvalSample {
   std::string suite;

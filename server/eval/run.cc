@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <optional>
 
@@ -10,6 +11,7 @@
 #include "server/eval/make_report.h"
 #include "server/eval/measure.h"
 #include "server/eval/question.h"
+#include "server/eval/work_left.h"
 #include "server/load/progress_bar.h"
 
 namespace longhaul::eval {
@@ -48,9 +50,9 @@ class Evaluation {
     CountWork(specs);
     bar_.Begin(fmt::format("{} prompts, {} of them known already", specs.size() * policies_.size(),
                            n_known_),
-               [this] { return (done_ + current_) / std::max(to_do_, 1.0); });
+               [this] { return ShareDone(); });
     target_.SetProgress([this](double share) {
-      current_ = share * weight_;
+      current_ = share;
       bar_.Redraw();
     });
     const absl::Status status = MeasureAll(specs);
@@ -86,10 +88,15 @@ class Evaluation {
   // Tokens [0, n) of the document that begins at a place of this sample's own.
   std::vector<int32_t> Document(const TaskSpec& spec, int64_t n) const;
 
-  // Longer prompts take longer, per token too.
-  static double Weight(const TaskSpec& spec) {
-    const auto length = static_cast<double>(spec.length_tokens);
-    return length * (1 + length / 65536);
+  // Of the time that all of it takes, as far as that is known.
+  double ShareDone() const {
+    const double spent_s = SecondsSince(begin_);
+    const std::optional<double> left_s = left_.Seconds();
+    if (!left_s) return 0;
+    return spent_s / (spent_s + std::max(0.0, *left_s - current_ * current_prompt_s_));
+  }
+  static double SecondsSince(std::chrono::steady_clock::time_point begin) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
 
   const EvalOptions& options_;
@@ -103,7 +110,9 @@ class Evaluation {
   std::vector<int32_t> document_;  // tokens of all of the text, for ppl and agreement
   std::string state_;              // text of what all results depend on
   std::optional<std::pair<std::string, Question>> question_;  // of the last spec, by its name
-  double to_do_ = 0, done_ = 0, current_ = 0, weight_ = 0;
+  std::chrono::steady_clock::time_point begin_;
+  WorkLeft left_;
+  double current_ = 0, current_prompt_s_ = 0;  // the share of the prompt under way, and all of it
   int64_t n_known_ = 0;
 };
 
@@ -156,23 +165,26 @@ absl::Status Evaluation::PrepareDocument() {
 
 void Evaluation::CountWork(const std::vector<TaskSpec>& specs) {
   for (const TaskSpec& spec : specs) {
-    for (const Policy& policy : policies_) {
-      if (store_.Find(KeyOf(spec, policy)) != nullptr) {
+    for (size_t p = 0; p < policies_.size(); ++p) {
+      if (store_.Find(KeyOf(spec, policies_[p])) != nullptr) {
         ++n_known_;
       } else {
-        to_do_ += Weight(spec);
+        left_.Add(p, spec.length_tokens);
       }
     }
   }
 }
 
 absl::Status Evaluation::MeasureAll(const std::vector<TaskSpec>& specs) {
+  begin_ = std::chrono::steady_clock::now();
   for (const TaskSpec& spec : specs) {
-    for (const Policy& policy : policies_) {
+    for (size_t p = 0; p < policies_.size(); ++p) {
+      const Policy& policy = policies_[p];
       const std::string key = KeyOf(spec, policy);
       if (store_.Find(key) != nullptr) continue;
       bar_.SetLabel(fmt::format("{}, {} tokens", spec.suite, spec.length_tokens));
-      weight_ = Weight(spec);
+      const auto begin = std::chrono::steady_clock::now();
+      current_prompt_s_ = left_.PromptSeconds(p, spec.length_tokens).value_or(0);
       auto result = Measure(spec, policy);
       if (!result.ok()) {
         return absl::Status(
@@ -181,7 +193,7 @@ absl::Status Evaluation::MeasureAll(const std::vector<TaskSpec>& specs) {
                         std::string(result.status().message())));
       }
       LH_RETURN_IF_ERROR(store_.Add(key, *std::move(result)));
-      done_ += weight_;
+      left_.Done(p, spec.length_tokens, SecondsSince(begin));
       current_ = 0;
       bar_.Redraw();
     }

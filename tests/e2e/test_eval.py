@@ -27,8 +27,8 @@ def check_page(path, policies):
     text = path.read_text()
     assert not any(outside in text for outside in ("http:", "https:", "src=", "url(", "<script", "<link"))
     headings = [e.text for e in ElementTree.fromstring(text).iter("h2")]
-    assert headings == ["Policies", "Where it finds what", "Accuracy against density", "Time to first token", "Recall",
-                        "Heads", "All scores"]
+    assert headings == ["Policies", "Against dense", "Where it finds what", "Accuracy against density",
+                        "Time to first token", "Recall", "Heads", "All scores"]
     # Heat maps; accuracy, time, histogram, two maps of heads and two scales of colour.
     assert text.count("<svg ") == policies + 7
     chromium = shutil.which("chromium")

@@ -13,6 +13,7 @@
 #include "server/eval/measure.h"
 #include "server/eval/policy.h"
 #include "server/eval/question.h"
+#include "server/eval/report_tables.h"
 #include "server/eval/result.h"
 #include "server/eval/run.h"
 
@@ -420,7 +421,7 @@ TEST(ReportTest, SumsByPolicyAndLength) {
   EXPECT_EQ(policy.heads[1].n_dense, 12);
   EXPECT_TRUE(report.policies[0].heads.empty());
   EXPECT_TRUE(report.policies[0].recall_histogram.empty());
-  const std::string tables = ReportTables(report);
+  const std::string tables = ReportText(report);
   EXPECT_NE(tables.find("100.0 %"), std::string::npos) << tables;
   EXPECT_NE(tables.find("66.7 %"), std::string::npos) << "over depths, by prompts: " << tables;
   EXPECT_NE(ReportJson(report).find("\"recall_p1\""), std::string::npos);

@@ -1,4 +1,5 @@
-// The HTML report: well-formed, complete, and nothing in it that loads or runs.
+// What is made of an EvalReport: the comparison with dense, tables, and the HTML page (well-formed,
+// complete, and nothing in it that loads or runs). And how long a run still takes.
 #include "server/eval/html_report.h"
 
 #include <gmock/gmock.h>
@@ -10,10 +11,14 @@
 #include <vector>
 
 #include "server/eval/html_charts.h"
+#include "server/eval/report_tables.h"
+#include "server/eval/targets.h"
+#include "server/eval/work_left.h"
 
 namespace longhaul::eval {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -157,6 +162,145 @@ TEST(HtmlReportTest, AnythingMayBeMissing) {
   EXPECT_THAT(page, HasSubstr("nothing was measured"));
   EXPECT_THAT(page, Not(HasSubstr("nan")));
   EXPECT_THAT(page, Not(HasSubstr("\"inf")));
+}
+
+EvalScore Score(const std::string& suite, const std::string& task, double value, Unit unit) {
+  EvalScore score;
+  score.suite = suite;
+  score.task = task;
+  score.unit = unit;
+  score.length_tokens = 4096;
+  score.n = 4;
+  score.score = value;
+  return score;
+}
+
+// dense, and one policy that loses 2.5 points of a task and gains 1.5 of another.
+EvalReport TwoPolicies() {
+  EvalReport report;
+  report.lengths = {4096};
+  for (const bool dense : {true, false}) {
+    EvalPolicy policy;
+    policy.name = dense ? "dense" : "a|b";
+    policy.scores = {
+        Score("ruler", "niah_single", dense ? 1.0 : 0.975, Unit::kShare),
+        Score("ruler", "common_words", dense ? 0.5 : 0.515, Unit::kShare),
+        Score("passage", "passage", dense ? 0.5 : 0.52, Unit::kShare),
+        Score("ppl", "ppl", dense ? 10 : 10.04, Unit::kPerplexity),
+        Score("agreement", "agreement", dense ? 1 : 0.96, Unit::kShare),
+        Score("agreement", "kl", dense ? 0 : 0.01, Unit::kNats),
+    };
+    policy.lengths = {{.length_tokens = 4096,
+                       .n = 24,
+                       .density = dense ? 1 : 0.25,
+                       .recall_mean = dense ? 1 : 0.9512,
+                       .recall_p1 = dense ? 1 : 0.845,
+                       .ttft_median_s = 2}};
+    if (!dense) policy.recall_histogram.assign(1001, 1);
+    report.policies.push_back(policy);
+  }
+  return report;
+}
+
+TEST(TargetsTest, ComparesWithDense) {
+  const std::vector<PolicyChecks> all = CheckAgainstDense(TwoPolicies());
+  ASSERT_EQ(all.size(), 1u);
+  EXPECT_EQ(all[0].policy, "a|b");
+  EXPECT_EQ(all[0].length_tokens, 4096);
+  const std::vector<Check>& checks = all[0].checks;
+  ASSERT_EQ(checks.size(), 6u);
+  EXPECT_NEAR(checks[0].measured->value, 0.005, 1e-9) << "mean of both tasks; passage gained";
+  EXPECT_EQ(checks[0].measured->of, "ruler");
+  EXPECT_NEAR(checks[1].measured->value, 0.025, 1e-9);
+  EXPECT_EQ(checks[1].measured->of, "niah_single");
+  EXPECT_NEAR(checks[2].measured->value, 0.004, 1e-9);
+  EXPECT_EQ(checks[3].measured->value, 0.96) << "not among the suites of the first two";
+  std::vector<bool> missed;
+  for (const Check& check : checks) missed.push_back(check.Missed());
+  EXPECT_THAT(missed, ElementsAre(false, false, false, true, false, true));
+}
+
+TEST(TargetsTest, WhatWasNotMeasuredIsNoTarget) {
+  EvalReport report = TwoPolicies();
+  report.policies[1].scores.resize(1);
+  report.policies[1].recall_histogram.clear();
+  const std::vector<PolicyChecks> all = CheckAgainstDense(report);
+  ASSERT_EQ(all.size(), 1u);
+  EXPECT_TRUE(all[0].checks[1].measured);
+  for (size_t i = 2; i < 6; ++i) {
+    EXPECT_FALSE(all[0].checks[i].measured) << i;
+    EXPECT_FALSE(all[0].checks[i].Missed()) << i;
+  }
+  report.policies[0].name = "sample";
+  EXPECT_TRUE(CheckAgainstDense(report).empty());
+  EXPECT_TRUE(CheckAgainstDense({}).empty());
+}
+
+TEST(ReportTablesTest, AsText) {
+  const std::string text = ReportText(TwoPolicies());
+  for (const char* part :
+       {"By task", "niah_single", "97.5 %", "By policy", "25.00 %", "Against dense", "0.5 (ruler)",
+        "2.5 (niah_single)", "+0.40 %", "96.0 % missed", "0.951", "0.845 missed", "4 of 6"}) {
+    EXPECT_THAT(text, HasSubstr(part));
+  }
+  EvalReport alone = TwoPolicies();
+  alone.policies.resize(1);
+  EXPECT_THAT(ReportText(alone), Not(HasSubstr("Against dense")));
+  EXPECT_EQ(ReportText({}), "");
+}
+
+TEST(ReportTablesTest, AsMarkdown) {
+  const std::string text = ReportMarkdown(TwoPolicies());
+  EXPECT_THAT(text,
+              HasSubstr("| policy | tokens | prompts | density | recall mean | recall p1 | "
+                        "ruler | passage | perplexity | agreement | KL, nats | TTFT median |\n"
+                        "| --- | --- | --- |"));
+  EXPECT_THAT(text, HasSubstr("| a\\|b | 4096 | 24 | 25.00 % | 0.9512 | 0.845 | 74.5 % | 52.0 % | "
+                              "10.04 | 96.0 % | 0.01 | 2.0 s |\n"));
+  EXPECT_THAT(text, HasSubstr("| target |  | <= 1.0 | <= 4.0 | <= +0.50 % | >= 98.0 % | >= 0.950 | "
+                              ">= 0.850 | all |\n"));
+}
+
+TEST(HtmlReportTest, MarksWhatWasMissed) {
+  const std::string page = HtmlReport(TwoPolicies());
+  EXPECT_EQ(MarkupFault(page), "");
+  EXPECT_EQ(CountOf(page, "<td class=\"missed\">"), 2u);
+}
+
+TEST(WorkLeftTest, LearnsFromWhatWasAsked) {
+  WorkLeft left;
+  for (const int64_t length : {4096, 8192, 16384}) {
+    for (size_t policy = 0; policy < 2; ++policy) {
+      left.Add(policy, length);
+      left.Add(policy, length);
+    }
+  }
+  EXPECT_FALSE(left.Seconds());
+  EXPECT_FALSE(left.PromptSeconds(0, 4096));
+  left.Done(0, 4096, 1);
+  EXPECT_DOUBLE_EQ(*left.PromptSeconds(0, 4096), 1);
+  EXPECT_DOUBLE_EQ(*left.PromptSeconds(1, 4096), 1) << "as other policies";
+  EXPECT_NEAR(*left.PromptSeconds(0, 16384), 8, 1e-9) << "guessed: 4 times as long, to the 1.5";
+  left.Done(0, 8192, 4);
+  EXPECT_NEAR(*left.PromptSeconds(0, 16384), 16, 1e-9) << "quadratic so far";
+  left.Done(1, 4096, 0.5);
+  left.Done(1, 8192, 1);
+  EXPECT_NEAR(*left.PromptSeconds(1, 16384), 2, 1e-9) << "linear";
+  EXPECT_NEAR(*left.Seconds(), 1 + 4 + 2 * 16 + 0.5 + 1 + 2 * 2, 1e-9);
+  left.Done(0, 16384, 20);
+  EXPECT_NEAR(*left.Seconds(), 1 + 4 + 20 + 0.5 + 1 + 2 * 2, 1e-9) << "measured counts";
+  left.Done(0, 8192, 0);
+  EXPECT_DOUBLE_EQ(*left.PromptSeconds(0, 8192), 2) << "the mean";
+}
+
+TEST(WorkLeftTest, NoTimeAtAllIsNoTrouble) {
+  WorkLeft left;
+  left.Add(0, 8192);
+  left.Add(0, 16384);
+  left.Done(0, 256, 0);
+  left.Done(0, 8192, 0);
+  EXPECT_EQ(*left.Seconds(), 0);
+  EXPECT_EQ(*left.PromptSeconds(0, 128), 0) << "shorter than anything asked";
 }
 
 TEST(HtmlChartsTest, Shown) {
