@@ -2,7 +2,8 @@
 # Everything that only a GPU machine can say: builds the CUDA kernels and the engine, runs the tests
 # of tests/simt on the GPU, compute-sanitizer on the short ones, then the benchmarks beside PyTorch's
 # attention; prints one table, and leaves it as JSON.
-#   tools/gpu/check.sh [--compile-only] [--max-tokens N] [--out FOLDER]
+#   tools/gpu/check.sh [--compile-only] [--max-tokens N] [--budgets FILE] [--out FOLDER]
+# --budgets: a JSON file of MInference for Llama-3-8B, for the prefills under fixed budgets.
 # Needs nvcc 13, CMake 3.25, ninja, g++; PyTorch for the comparison (left out without). Where the
 # libraries of README.md are not installed, take build/gpu-packages along: see tools/gpu/pack.sh.
 set -uo pipefail
@@ -10,13 +11,15 @@ cd "$(dirname "$0")/../.."
 
 compile_only=0
 max_tokens=1048576
+budgets=""
 out=build/gpu-check
 while [ $# -gt 0 ]; do
   case "$1" in
     --compile-only) compile_only=1 ;;
     --max-tokens) max_tokens=${2:?}; shift ;;
+    --budgets) budgets=${2:?}; shift ;;
     --out) out=${2:?}; shift ;;
-    *) sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
   shift
 done
@@ -99,9 +102,11 @@ else
   echo "== no PyTorch here: nothing to compare with"
 fi
 # The bf16 KV cache of a million tokens of this model is 128 GiB: with the weights no card holds it.
-step bench-model bench build/gpu/tools/gpu/gpu_bench_model $((max_tokens < 524288 ? max_tokens : 524288))
+model_options=()
+if [ -n "$budgets" ]; then model_options+=(--budgets "$budgets"); fi
+step bench-model bench build/gpu/tools/gpu/gpu_bench_model --tokens $((max_tokens < 524288 ? max_tokens : 524288)) "${model_options[@]}"
 if [ "$max_tokens" -gt 524288 ]; then
-  step bench-model-fp8 bench build/gpu/tools/gpu/gpu_bench_model "$max_tokens" 32 fp8
+  step bench-model-fp8 bench build/gpu/tools/gpu/gpu_bench_model --tokens "$max_tokens" --kv fp8 "${model_options[@]}"
 fi
 python3 tools/gpu/report.py "$out/results.jsonl" "$out/results.json"
 exit $((n_failed > 0))
