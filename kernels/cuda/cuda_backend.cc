@@ -191,6 +191,12 @@ class CudaBackend : public Backend {
       CheckCuda(cuda::AttendDenseHopper(args, {}, limits_, stream_), "AttendDense");
       return;
     }
+    if (prefill_.hopper_sparse && cuda::SuitsPlan(args, limits_)) {
+      const int64_t n_bytes = cuda::AttendDenseByPlanScratchBytes(args);
+      std::byte* scratch = scratch_.Ensure(n_bytes, "AttendDense");
+      CheckCuda(cuda::AttendDenseByPlan(args, scratch, stream_), "AttendDense");
+      return;
+    }
     std::byte* scratch =
         scratch_.Ensure(cuda::AttendDenseScratchBytes(limits_, args.kv.head_dim), "AttendDense");
     CheckCuda(cuda::AttendDense(args, {}, limits_, scratch, stream_), "AttendDense");

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <initializer_list>
 #include <random>
 
 #include "kernels/base/checked_math.h"
@@ -12,14 +13,14 @@
 namespace longhaul::cuda {
 namespace {
 
-// Groups of four heads, keys of several tiles, a last page that is not full, pages out of order.
+// Groups of two heads, keys of several tiles, a last page that is not full, pages out of order.
 constexpr int64_t kTokens = 70;
 constexpr int64_t kBegin = 333;
-constexpr int32_t kHeads = 8;
+constexpr int32_t kHeads = 4;
 constexpr int32_t kKvHeads = 2;
 
 // Under a plan: one head streams, one is dense, the others have about these shares of all stripes
-// and bands, so that six to nine tiles of each kind of key follow each other.
+// and bands, some nine tiles of 128 keys.
 constexpr LocalPattern kLocal = {.sink = 20, .window = kBandWidth};
 constexpr int64_t kKeys = kBegin + kTokens;
 constexpr int64_t kBands = CeilDiv(kKeys, kBandWidth);
@@ -132,14 +133,22 @@ class Plan {
   Memory kind_, n_stripes_, stripes_, n_bands_, bands_, kept_pairs_;
 };
 
+struct CacheKind {
+  int32_t head_dim;
+  DType dtype;
+};
+
 // One problem, for both kernels.
 class Problem {
  public:
-  Problem(int32_t head_dim, const DeviceLimits& limits, cudaStream_t stream)
+  Problem(const CacheKind& cache, const DeviceLimits& limits, cudaStream_t stream)
       : limits_(limits),
         stream_(stream),
-        layout_{.n_layers = 1, .n_kv_heads = kKvHeads, .head_dim = head_dim, .dtype = DType::kBF16},
-        n_out_(kTokens * kHeads * head_dim) {}
+        layout_{.n_layers = 1,
+                .n_kv_heads = kKvHeads,
+                .head_dim = cache.head_dim,
+                .dtype = cache.dtype},
+        n_out_(kTokens * kHeads * cache.head_dim) {}
 
   cudaError_t Prepare() {
     constexpr int64_t kPages = CeilDiv(kKeys, kPageTokens);
@@ -147,7 +156,11 @@ class Problem {
     for (int64_t i = 0; i < kPages; ++i) pages[i] = static_cast<int32_t>(kPages - 1 - i);
     Sequence calls;
     calls.Then([&] { return UploadNormals(q_, n_out_); });
-    calls.Then([&] { return UploadNormals(pool_, kPages * layout_.PageBytes() / 2); });
+    const int64_t pool_bytes = kPages * layout_.PageBytes();
+    calls.Then([&] {
+      return layout_.dtype == DType::kBF16 ? UploadNormals(pool_, pool_bytes / 2)
+                                           : UploadFp8(pool_, pool_bytes);
+    });
     calls.Then([&] { return Upload(pages_, pages); });
     calls.Then([&] { return out_.Allocate(n_out_ * int64_t{sizeof(BF16)}); });
     calls.Then([&] { return lse_.Allocate(kTokens * kHeads * int64_t{sizeof(float)}); });
@@ -209,6 +222,16 @@ class Problem {
     for (BF16& value : values) value = ToBF16(normal(random_));
     return Upload(to, values);
   }
+  // Any finite numbers, up to 1.75 in magnitude.
+  cudaError_t UploadFp8(Memory& to, int64_t n_bytes) {
+    const int64_t elements = kPageTokens * layout_.head_dim;  // then as many scales as tokens
+    std::vector<uint8_t> bytes(static_cast<size_t>(n_bytes));
+    for (int64_t i = 0; i < n_bytes; ++i) {
+      const auto random = static_cast<uint8_t>(random_() & 0xfe);  // 0x7f and 0xff are NaN
+      bytes[static_cast<size_t>(i)] = i % (elements + kPageTokens) < elements ? random : 119;
+    }
+    return Upload(to, bytes);
+  }
 
   const DeviceLimits limits_;
   const cudaStream_t stream_;
@@ -221,9 +244,10 @@ class Problem {
 
 // attend(problem, by_hopper): a cudaError_t.
 template <class Attend>
-std::string FirstDifference(const DeviceLimits& limits, cudaStream_t stream, const Attend& attend) {
-  for (const int32_t head_dim : {64, 128}) {
-    Problem problem(head_dim, limits, stream);
+std::string FirstDifference(const DeviceLimits& limits, cudaStream_t stream,
+                            std::initializer_list<CacheKind> caches, const Attend& attend) {
+  for (const CacheKind& cache : caches) {
+    Problem problem(cache, limits, stream);
     AttentionResult expected;
     AttentionResult actual;
     Sequence calls;
@@ -232,7 +256,8 @@ std::string FirstDifference(const DeviceLimits& limits, cudaStream_t stream, con
     calls.Then([&] { return problem.Read(&expected); });
     calls.Then([&] { return attend(problem, /*by_hopper=*/true); });
     calls.Then([&] { return problem.Read(&actual); });
-    const std::string which = "at head_dim " + std::to_string(head_dim) + ": ";
+    const std::string which = "at head_dim " + std::to_string(cache.head_dim) +
+                              (cache.dtype == DType::kBF16 ? ": " : " in fp8: ");
     if (calls.error() != cudaSuccess) return which + cudaGetErrorString(calls.error());
     const std::string difference = CompareAttention(actual, expected);
     if (!difference.empty()) return which + difference;
@@ -264,15 +289,15 @@ std::string CompareAttention(const AttentionResult& actual, const AttentionResul
 }
 
 std::string WhyNotDenseHopper(const DeviceLimits& limits, cudaStream_t stream) {
-  return FirstDifference(limits, stream, [](Problem& problem, bool by_hopper) {
-    return problem.AttendDense(by_hopper);
-  });
+  return FirstDifference(
+      limits, stream, {{64, DType::kBF16}, {128, DType::kBF16}},
+      [](Problem& problem, bool by_hopper) { return problem.AttendDense(by_hopper); });
 }
 
 std::string WhyNotSparseHopper(const DeviceLimits& limits, cudaStream_t stream) {
-  return FirstDifference(limits, stream, [](Problem& problem, bool by_hopper) {
-    return problem.AttendSparse(by_hopper);
-  });
+  return FirstDifference(
+      limits, stream, {{64, DType::kBF16}, {128, DType::kBF16}, {128, DType::kF8E4M3}},
+      [](Problem& problem, bool by_hopper) { return problem.AttendSparse(by_hopper); });
 }
 
 }  // namespace longhaul::cuda

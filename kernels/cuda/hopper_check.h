@@ -1,7 +1,7 @@
 // Whether the kernels of hopper_attention.h and hopper_sparse.h may be used on this device: a small
-// random problem of each head size, computed by them and by those of attention_dense.h and
-// attention_sparse.h. Called once, when the backend starts; takes milliseconds, waits for the
-// device, and gives back the memory that it takes.
+// random problem of each head size, and one in fp8, computed by them and by those of
+// attention_dense.h and attention_sparse.h. Called once, when the backend starts; takes
+// milliseconds, waits for the device, and gives back the memory that it takes.
 #pragma once
 
 #include <cuda_runtime.h>

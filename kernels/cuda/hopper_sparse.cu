@@ -3,9 +3,11 @@
 // (hopper_consumer.cuh). A block has 128 rows of one head, whatever its kind.
 #include "kernels/cuda/hopper_sparse.h"
 
+#include "kernels/base/checked_math.h"
 #include "kernels/cuda/head_dim.h"
 #include "kernels/cuda/hopper_sparse_tiles.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/scratch_carver.h"
 
 namespace longhaul::cuda {
 namespace hopper {
@@ -74,6 +76,34 @@ cudaError_t LaunchHopperSparse(const SparseParams& p, int64_t head_dim, cudaStre
                         : LaunchHopperSparse<T, 128>(p, stream);
 }
 
+// What a dense call needs to be a sparse one.
+struct DensePlan {
+  SparsePlan plan;
+  float* lse = nullptr;  // [T, H]
+  std::byte* sparse_scratch = nullptr;
+  int64_t zero_bytes = 0;  // at the begin of the scratch: the lists of the plan
+  int64_t total_bytes = 0;
+};
+
+DensePlan CarveDensePlan(const AttendDenseArgs& args, std::byte* scratch) {
+  static_assert(static_cast<int>(HeadKind::kStreaming) == 0);
+  const int64_t n_heads = args.q.dim(1);
+  const int64_t n_keys = args.q_begin + args.q.dim(0);
+  ScratchCarver carver(scratch);
+  DensePlan dense;
+  dense.plan.local = {.sink = 0, .window = args.window == 0 ? n_keys : args.window};
+  dense.plan.kind = carver.Take<int32_t>(n_heads);
+  dense.plan.n_stripes = carver.Take<int32_t>(n_heads);
+  dense.plan.n_bands = carver.Take<int32_t>(n_heads);
+  dense.plan.kept_pairs = carver.Take<int64_t>(n_heads);
+  dense.zero_bytes = carver.used_bytes();
+  if (args.lse.empty()) dense.lse = carver.Take<float>(args.q.dim(0) * n_heads);
+  const int64_t sparse_bytes = AttendSparseScratchBytes(n_heads, args.kv.head_dim, {});
+  dense.sparse_scratch = carver.Take<std::byte>(sparse_bytes);
+  dense.total_bytes = carver.used_bytes();
+  return dense;
+}
+
 }  // namespace
 }  // namespace hopper
 
@@ -95,6 +125,39 @@ cudaError_t AttendSparseHopper(const AttendSparseArgs& args, const StripeCopies&
   return args.kv.dtype == DType::kF8E4M3
              ? hopper::LaunchHopperSparse<F8E4M3>(p, args.kv.head_dim, stream)
              : hopper::LaunchHopperSparse<BF16>(p, args.kv.head_dim, stream);
+}
+
+bool SuitsPlan(const AttendDenseArgs& args, const DeviceLimits& limits) {
+  if (args.kv.dtype != DType::kF8E4M3 || args.head_mask != nullptr) return false;
+  if (args.kv.head_dim != 64 && args.kv.head_dim != 128) return false;
+  if (args.dual.chunk_tokens != 0) return false;
+  const int64_t n_blocks = CeilDiv(args.q.dim(0), int64_t{hopper::kBlockRows}) * args.q.dim(1);
+  return n_blocks >= limits.n_multiprocessors;
+}
+
+int64_t AttendDenseByPlanScratchBytes(const AttendDenseArgs& args) {
+  return hopper::CarveDensePlan(args, nullptr).total_bytes;
+}
+
+cudaError_t AttendDenseByPlan(const AttendDenseArgs& args, std::byte* scratch,
+                              cudaStream_t stream) {
+  if (args.q.dim(0) == 0) return cudaSuccess;
+  const hopper::DensePlan dense = hopper::CarveDensePlan(args, scratch);
+  const cudaError_t error =
+      cudaMemsetAsync(scratch, 0, static_cast<size_t>(dense.zero_bytes), stream);
+  if (error != cudaSuccess) return error;
+  const TensorView lse = dense.lse == nullptr
+                             ? args.lse
+                             : TensorView(dense.lse, DType::kF32, {args.q.dim(0), args.q.dim(1)});
+  return AttendSparseHopper({.q = args.q,
+                             .dual = args.dual,
+                             .q_begin = args.q_begin,
+                             .kv = args.kv,
+                             .scale = args.scale,
+                             .plan = dense.plan,
+                             .out = args.out,
+                             .lse = lse},
+                            /*copies=*/{}, dense.sparse_scratch, stream);
 }
 
 }  // namespace longhaul::cuda

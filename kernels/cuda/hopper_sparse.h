@@ -9,6 +9,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 
 #include "kernels/args.h"
 #include "kernels/cuda/attention_sparse.h"
@@ -22,5 +23,16 @@ bool SuitsHopper(const AttendSparseArgs& args);
 [[nodiscard]] cudaError_t AttendSparseHopper(const AttendSparseArgs& args,
                                              const StripeCopies& copies, std::byte* scratch,
                                              cudaStream_t stream);
+
+// Dense prefill over an fp8 cache, which the kernel of hopper_attention.h does not read: a plan
+// under which every head streams, with a window that holds all keys the call attends to.
+
+// Whether AttendDenseByPlan computes this call, and has enough blocks for the device.
+bool SuitsPlan(const AttendDenseArgs& args, const DeviceLimits& limits);
+
+int64_t AttendDenseByPlanScratchBytes(const AttendDenseArgs& args);
+
+[[nodiscard]] cudaError_t AttendDenseByPlan(const AttendDenseArgs& args, std::byte* scratch,
+                                            cudaStream_t stream);
 
 }  // namespace longhaul::cuda

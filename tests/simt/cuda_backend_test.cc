@@ -42,9 +42,14 @@ class CudaStartTest : public ::testing::Test {
 };
 
 // The products of warp groups that a prefill large enough for them is made of.
-int64_t WarpGroupProducts(Backend& backend) {
-  testing::DeviceProblem problem(
-      {.n_tokens = 70, .q_begin = 60, .n_heads = 8, .n_kv_heads = 2, .head_dim = 64}, /*seed=*/5);
+int64_t WarpGroupProducts(Backend& backend, DType kv_dtype = DType::kBF16) {
+  testing::DeviceProblem problem({.n_tokens = 70,
+                                  .q_begin = 60,
+                                  .n_heads = 8,
+                                  .n_kv_heads = 2,
+                                  .head_dim = 64,
+                                  .kv_dtype = kv_dtype},
+                                 /*seed=*/5);
   const testing::DeviceTensor<BF16> out({70, 8, 64});
   simt::TakeStatistics();
   backend.AttendDense({.q = problem.device_q(),
@@ -88,6 +93,7 @@ TEST_F(CudaStartTest, HopperHasKernelsOfItsOwn) {
             std::string::npos)
       << hopper->Description();
   EXPECT_GT(WarpGroupProducts(*hopper), 0);
+  EXPECT_GT(WarpGroupProducts(*hopper, DType::kF8E4M3), 0);
   EXPECT_GT(SparseWarpGroupProducts(*hopper), 0);
   const auto mma = CreateBackend(BackendKind::kCudaMma, 1).value();
   EXPECT_NE(mma->Description().find("by mma, as asked"), std::string::npos) << mma->Description();

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/simt/dense_problem.h"
 #include "tests/simt/sparse_problem.h"
 
 namespace longhaul::cuda {
@@ -123,6 +124,56 @@ TEST_F(HopperSparse, LeavesOtherCallsToTheOtherKernel) {
   EXPECT_TRUE(SuitsHopper(args));
   args.q_begin = int64_t{1} << 30;  // the set of its bands does not fit shared memory
   EXPECT_FALSE(SuitsHopper(args));
+}
+
+// Dense calls over an fp8 cache.
+class DenseByPlan : public testing::DenseProblem {
+ public:
+  explicit DenseByPlan(testing::ProblemShape shape, int64_t window)
+      : DenseProblem(shape, /*seed=*/31) {
+    this->window = window;
+  }
+  void Check() {
+    CheckRuns(/*n_seeds=*/1, [&] {
+      return RunOnDevice([&](const AttendDenseArgs& args) {
+        EXPECT_TRUE(SuitsPlan(args, {.n_multiprocessors = 1}));
+        const simt::DeviceArray<std::byte> scratch(AttendDenseByPlanScratchBytes(args));
+        const cudaError_t error = AttendDenseByPlan(args, scratch.data(), nullptr);
+        cudaDeviceSynchronize();  // before the scratch is freed
+        return error;
+      });
+    });
+  }
+};
+
+TEST_F(HopperSparse, DenseCallsOverAnFp8Cache) {
+  for (const int64_t window : {0, 1, 100}) {
+    SCOPED_TRACE(::testing::Message() << "window " << window);
+    DenseByPlan({.n_tokens = 140,
+                 .q_begin = 93,
+                 .n_heads = 4,
+                 .n_kv_heads = 2,
+                 .head_dim = 128,
+                 .kv_dtype = DType::kF8E4M3},
+                window)
+        .Check();
+  }
+}
+
+TEST_F(HopperSparse, DenseCallsThatFillTheDevice) {
+  testing::DeviceProblem problem(
+      {.n_tokens = 130, .n_heads = 4, .n_kv_heads = 2, .kv_dtype = DType::kF8E4M3}, /*seed=*/1);
+  AttendDenseArgs args;
+  args.q = problem.device_q();
+  args.kv = problem.device_kv();
+  EXPECT_TRUE(SuitsPlan(args, {.n_multiprocessors = 8}));
+  EXPECT_FALSE(SuitsPlan(args, {.n_multiprocessors = 9}));  // the other kernel splits the keys
+  const uint8_t mask[4] = {};
+  args.head_mask = mask;
+  EXPECT_FALSE(SuitsPlan(args, {.n_multiprocessors = 8}));
+  args.head_mask = nullptr;
+  args.kv.dtype = DType::kBF16;  // has a kernel of its own
+  EXPECT_FALSE(SuitsPlan(args, {.n_multiprocessors = 8}));
 }
 
 }  // namespace
