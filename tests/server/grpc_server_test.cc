@@ -457,7 +457,7 @@ TEST_F(GrpcServerTest, TokenizeAndDetokenize) {
   v1::TokenizeResponse tokens;
   ASSERT_TRUE(stub_->Tokenize(&tokenize_context, tokenize, &tokens).ok());
   EXPECT_THAT(std::vector<int32_t>(tokens.ids().begin(), tokens.ids().end()),
-              testing::ElementsAre(0, 'a' + 1, 'b' + 1));
+              testing::ElementsAre(ByteTokenizer::kBos, 'a', 'b'));
   EXPECT_EQ(tokens.tokens(2), "b");
   EXPECT_EQ(tokens.max_model_len(), 4096);
 
@@ -467,12 +467,12 @@ TEST_F(GrpcServerTest, TokenizeAndDetokenize) {
 
   grpc::ClientContext detokenize_context;
   v1::DetokenizeRequest detokenize;
-  for (const int32_t id : {0, 'a' + 1, 'b' + 1}) detokenize.add_ids(id);
+  for (const int32_t id : {ByteTokenizer::kBos, int32_t('a'), int32_t('b')}) detokenize.add_ids(id);
   v1::DetokenizeResponse text;
   ASSERT_TRUE(stub_->Detokenize(&detokenize_context, detokenize, &text).ok());
   EXPECT_EQ(text.text(), "ab");
 
-  for (const int32_t bad : {-1, 257}) {
+  for (const int32_t bad : {-1, ByteTokenizer::kVocab}) {
     grpc::ClientContext bad_context;
     v1::DetokenizeRequest request;
     request.add_ids(bad);
@@ -500,7 +500,7 @@ TEST_F(GrpcServerTest, ModelsAndServerInfo) {
   v1::ServerInfo info;
   ASSERT_TRUE(stub_->GetServerInfo(&info_context, v1::GetServerInfoRequest(), &info).ok());
   EXPECT_EQ(info.version(), "1.2.3");
-  EXPECT_EQ(info.n_running(), 3);
+  EXPECT_EQ(info.n_pages_total(), 100);
 }
 
 TEST_F(GrpcServerTest, LargePromptsOverASocket) {

@@ -2,7 +2,6 @@
 // tests of the gRPC server.
 #pragma once
 
-#include <array>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -13,68 +12,9 @@
 #include <vector>
 
 #include "server/session.h"
+#include "tests/testing/fake_engine.h"
 
 namespace longhaul {
-
-// Bytes as tokens: id 0 is BOS, id b + 1 is the byte b.
-class ByteTokenizer final : public Tokenizer {
- public:
-  ByteTokenizer() {
-    for (int b = 0; b < 256; ++b) bytes_[size_t(b)] = char(b);
-  }
-  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_bos,
-                                              SpecialTokens) const override {
-    std::vector<int32_t> ids;
-    if (add_bos) ids.push_back(0);
-    for (const char c : text) ids.push_back(int32_t(uint8_t(c)) + 1);
-    return ids;
-  }
-  std::string_view TokenBytes(int32_t id) const override {
-    return id == 0 ? std::string_view() : std::string_view(&bytes_[size_t(id) - 1], 1);
-  }
-  std::string TokenText(int32_t id) const override { return std::string(TokenBytes(id)); }
-  std::string Decode(const std::vector<int32_t>& ids) const override {
-    std::string text;
-    for (const int32_t id : ids) text += TokenBytes(id);
-    return text;
-  }
-  bool drops_first_space() const override { return false; }
-  int32_t vocab_size() const override { return 257; }
-  int32_t bos_id() const override { return 0; }
-  const std::vector<int32_t>& eos_ids() const override { return eos_ids_; }
-  bool IsSpecial(int32_t id) const override { return id == 0; }
-  int32_t SpecialId(std::string_view) const override { return -1; }
-
- private:
-  std::array<char, 256> bytes_;
-  std::vector<int32_t> eos_ids_;
-};
-
-class FakeEngine final : public Engine {
- public:
-  FakeEngine() {
-    shape_.n_layers = 2;
-    shape_.vocab_size = 257;
-  }
-  absl::StatusOr<TokenStream> Submit(Request) override {
-    return absl::UnimplementedError("the fake session submits nothing");
-  }
-  absl::Status CheckQueue() const override { return absl::OkStatus(); }
-  EngineStats Stats() const override {
-    EngineStats stats;
-    stats.n_running = 3;
-    stats.n_pages_total = 100;
-    return stats;
-  }
-  absl::Status Health() const override { return absl::OkStatus(); }
-  const ModelShape& shape() const override { return shape_; }
-  int64_t max_model_len() const override { return 4096; }
-  bool Drain(std::chrono::milliseconds) override { return true; }
-  absl::Status CheckIntegrity() override { return absl::OkStatus(); }
-
- private:
-  ModelShape shape_;
-};
 
 // The end of a generation that the test holds: what it pushes, the server reads.
 class Script {
@@ -192,7 +132,7 @@ class FakeSession final : public Session {
  private:
   SessionConfig config_;
   ByteTokenizer tokenizer_;
-  FakeEngine engine_;
+  FakeEngine engine_{FakeEngine::Script()};  // nothing is submitted to it
   std::shared_ptr<Script> script_ = std::make_shared<Script>();
   std::mutex mutex_;
   std::condition_variable started_;

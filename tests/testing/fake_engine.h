@@ -81,6 +81,7 @@ class FakeEngine final : public Engine {
 
   explicit FakeEngine(Script script, int64_t max_model_len = 4096)
       : script_(std::move(script)), max_model_len_(max_model_len) {
+    shape_.n_layers = 2;
     shape_.vocab_size = ByteTokenizer::kVocab;
   }
   ~FakeEngine() override {
