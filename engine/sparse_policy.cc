@@ -28,6 +28,24 @@ constexpr double kPaperWindowShare = 0.08;
 constexpr int64_t kVerticalSlashRows = 64;
 constexpr LocalPattern kVerticalSlashLocal{.sink = 30, .window = 2 * kBandWidth};
 
+// Of mode sample. A row that keeps less is lost: most of what it would read is missing.
+constexpr float kLostRow = 0.5f;
+// A head that loses rows while this share of them is local gets a budget. Heads of a trained model
+// had 0.88 and more, or 0.62 and less.
+constexpr float kBudgetRows = 0.8f;
+
+// What such a head keeps: the diagonals that its rows lean to, even by little. They are the same
+// for all rows (what a rotary embedding takes for a near distance), so that rows which lose nothing
+// show them too: an eighth of all bands kept nine of ten rows that their local keys lost.
+HeadBudget LocalHeadBudget(const LocalPattern& local, int64_t n_keys) {
+  constexpr int64_t kColumns = 64;
+  constexpr int64_t kLeastBands = 16;
+  constexpr int64_t kMostBands = 96;  // as many as MInference publishes
+  const int64_t n_bands = std::clamp(n_keys / kBandWidth / 8, kLeastBands, kMostBands);
+  return {.n_columns = static_cast<int32_t>(local.sink + kColumns),
+          .n_bands = static_cast<int32_t>(local.window / kBandWidth + n_bands)};
+}
+
 absl::Status OutOfRange(std::string_view field, const std::string& value,
                         std::string_view allowed) {
   return absl::InvalidArgumentError(
@@ -212,6 +230,11 @@ EpochPolicy ResolveEpoch(const SparseOptions& options, int64_t q_begin, int64_t 
       policy.keep_max = options.keep_max;
       policy.recall_floor = options.recall_floor;
       policy.recall_target = options.alpha;
+      policy.lost_row = kLostRow;
+      if (options.stripe_width == 1) {  // columns of a budget are single keys
+        policy.budget_rows = kBudgetRows;
+        policy.budget = LocalHeadBudget(policy.local, q_end);
+      }
       break;
   }
   // A few rows, however long the context, cost less than choosing a pattern for them.

@@ -71,14 +71,18 @@ struct EpochPolicy {
   float dense_cost_fraction = 1.0f;
   float recall_floor = 0;
   float recall_target = 0;    // alpha is steered to it; 0 = it stays as requested
+  float lost_row = 0;         // recall below which a sampled row is lost
   std::vector<int32_t> rows;  // [R] row numbers in the epoch: voting rows, then audit rows
   int64_t n_voting = 0;
   int64_t stripe_width = 1;
-  // Where sampled keys are taken by budgets, not by alpha:
-  bool fixed_budgets = false;
+  bool fixed_budgets = false;  // sampled keys are taken by budgets, not by alpha
+  // Where alpha decides, budgets are for heads that lose rows while at least this share of them is
+  // local (SelectStreaming); above 1: for none.
+  float budget_rows = 2.0f;
   HeadBudget budget;  // of every head, unless:
   std::shared_ptr<const HeadBudgets> head_budgets;
 
+  bool HasBudgets() const { return fixed_budgets || budget_rows <= 1; }
   HeadBudget BudgetOf(int32_t layer, int32_t head) const;
 };
 

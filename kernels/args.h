@@ -128,7 +128,7 @@ struct RopeKvWriteArgs {
 // Dual chunk attention: keys are rotated by their position inside their chunk of chunk_tokens, and
 // a query has a form for each distance between chunks, so that no angle exceeds what the model was
 // trained on. chunk(row) - chunk(key) = 0: q itself, 1: next, 2 and more: far. In every attention
-// op below; Backend::has_dual_chunk says whether the backend knows it.
+// op below.
 struct DualChunkQueries {
   TensorView next;           // [T, H, D] act; rows may be strided
   TensorView far;            // [T, H, D] act
@@ -196,9 +196,14 @@ enum class MassScope : uint8_t {
   kAll,     // all pairs count, as published (preset `paper`)
 };
 
+// How the keys of a head are chosen, decided after pass 1: a byte of each head.
+inline constexpr uint8_t kChooseByMass = 0;
+inline constexpr uint8_t kChosen = 1;  // the plan entry is final
+inline constexpr uint8_t kChooseByBudget = 2;
+
 // Pass 2 over the voting rows of the query heads of kv heads [kv_head_begin, kv_head_end):
 // softmax mass per key and per diagonal band. Row r of the outputs is query head
-// kv_head_begin * G + r. Heads whose skip byte is set are left unwritten.
+// kv_head_begin * G + r. Heads that are kChosen are left unwritten.
 struct SampleMassArgs {
   TensorView q;  // [T, H, D] act; rows may be strided
   DualChunkQueries dual = {};
@@ -211,11 +216,11 @@ struct SampleMassArgs {
   int64_t n_voting = 0;
   int64_t kv_head_begin = 0;
   int64_t kv_head_end = 0;
-  const uint8_t* skip = nullptr;  // [H] heads that need no mass; null = none
-  TensorView lse_full;            // [H, R] f32 from pass 1
-  TensorView mass_sum;            // [heads, N] f32, written: sum over voting rows of p(row, key)
-  TensorView mass_max;            // [heads, N] f32, written: maximum over voting rows
-  TensorView band_mass = {};      // [heads, ceil(N / 64)] f32, written; or empty (no bands)
+  const uint8_t* choice = nullptr;  // [H]; null = all need mass
+  TensorView lse_full;              // [H, R] f32 from pass 1
+  TensorView mass_sum;              // [heads, N] f32, written: sum over voting rows of p(row, key)
+  TensorView mass_max;              // [heads, N] f32, written: maximum over voting rows
+  TensorView band_mass = {};        // [heads, ceil(N / 64)] f32, written; or empty (no bands)
 };
 
 enum class HeadKind : int32_t {
@@ -263,15 +268,15 @@ struct SelectKeysArgs {
   int64_t n_q = 0;  // T
   int64_t n_voting = 0;
   MassScope scope = MassScope::kRemote;
-  int64_t head_begin = 0;         // first query head; the mass tensors start at it
-  TensorView lse_full;            // [H, R] f32
-  TensorView lse_local;           // [H, R] f32
-  TensorView mass_sum;            // [heads, N] f32
-  TensorView mass_max;            // [heads, N] f32
-  TensorView band_mass = {};      // [heads, ceil(N / 64)] f32, or empty
-  const float* alpha = nullptr;   // [H] target share of the voting rows' mass, 0..1; 1 = dense
-  const uint8_t* skip = nullptr;  // [H] heads left alone, from SelectStreaming; null = none
-  float keep_max = 2.0f;          // above 1: off
+  int64_t head_begin = 0;           // first query head; the mass tensors start at it
+  TensorView lse_full;              // [H, R] f32
+  TensorView lse_local;             // [H, R] f32
+  TensorView mass_sum;              // [heads, N] f32
+  TensorView mass_max;              // [heads, N] f32
+  TensorView band_mass = {};        // [heads, ceil(N / 64)] f32, or empty
+  const float* alpha = nullptr;     // [H] target share of the voting rows' mass, 0..1; 1 = dense
+  const uint8_t* choice = nullptr;  // [H] only heads that are kChooseByMass; null = all
+  float keep_max = 2.0f;            // above 1: off
   float dense_cost_fraction = 1.0f;
   SparsePlan plan;  // entries of these heads written
 };
@@ -295,11 +300,18 @@ struct SelectBudgetArgs {
   TensorView mass_sum;                  // [heads, N] f32, of scope kAll
   TensorView band_mass;                 // [heads, ceil(N / 64)] f32, of scope kAll
   const HeadBudget* budgets = nullptr;  // [H]
+  const uint8_t* choice = nullptr;      // [H] only heads that are kChooseByBudget; null = all
   SparsePlan plan;                      // stripe_width 1; entries of these heads written
 };
 
 // Marks heads that stream (local mass of the voting rows >= alpha) and writes their plan entries,
 // so that pass 2 can skip them. alpha >= 1 makes every head dense.
+//
+// A head is local but for a few rows when its local keys hold nearly all (kLocalRow) of at least a
+// share budget_rows of its voting rows. When it loses rows (less than `lost` of a voting row is
+// local, or the audit of an earlier epoch raised its alpha above the target), these are too rare
+// for the voting rows to choose for: it gets a budget.
+inline constexpr double kLocalRow = 0.98;
 struct SelectStreamingArgs {
   int64_t q_begin = 0;
   int64_t n_q = 0;
@@ -307,7 +319,10 @@ struct SelectStreamingArgs {
   TensorView lse_full;           // [H, R] f32
   TensorView lse_local;          // [H, R] f32
   const float* alpha = nullptr;  // [H]
-  uint8_t* skip = nullptr;       // [H] written: 1 where the plan entry is final
+  float target = 0;              // as the next one, see AuditArgs
+  float lost = 0;
+  float budget_rows = 2;      // above 1: no head gets a budget
+  uint8_t* choice = nullptr;  // [H] written
   SparsePlan plan;
 };
 
@@ -326,9 +341,9 @@ struct AttendSparseArgs {
 // recall(h, row) = exp(lse_sparse - lse_full) of the audit rows: the kept softmax mass, measured.
 // Sets repair[h] where a head's mean recall is below its floor.
 //
-// Steers alpha towards the target for the next epoch: voting rows flatter the keys that they chose,
-// so a head whose audit rows keep less than the target gets a higher alpha, and comes back down
-// when they keep more. Dense heads count as recall 1.
+// Steers alpha for the next epoch: voting rows flatter the keys that they chose, so a head whose
+// audit rows keep less than the target gets a higher alpha, and so does one that lost any sampled
+// row; it comes back down slowly (SteeredAlpha). Dense heads count as recall 1.
 struct AuditArgs {
   const int32_t* rows = nullptr;  // [R]; audit rows are [n_voting, n_rows)
   int64_t n_voting = 0;
@@ -337,6 +352,7 @@ struct AuditArgs {
   TensorView lse_sparse;          // [T, H] f32
   float floor = 0;                // mean recall of a head below which it is repaired
   float target = 0;               // mean recall that alpha is steered to; 0 = alpha stays as it is
+  float lost = 0;                 // recall of a sampled row below which it is lost
   const int32_t* kind = nullptr;  // [H] HeadKind; dense heads are never repaired
   TensorView recall;              // [H, R - n_voting] f32, written, clipped to [0, 1]
   uint8_t* repair = nullptr;      // [H] written

@@ -200,7 +200,7 @@ void CheckArgs(const SelectStreamingArgs& args) {
   CheckPlan(args.plan);
   LH_CHECK(args.lse_full.rank() == 2 && args.lse_local.rank() == 2);
   LH_CHECK(args.n_voting > 0 && args.n_voting <= args.lse_full.dim(1));
-  LH_CHECK(args.alpha != nullptr && args.skip != nullptr);
+  LH_CHECK(args.alpha != nullptr && args.choice != nullptr);
 }
 
 void CheckArgs(const SelectKeysArgs& args) {

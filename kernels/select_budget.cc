@@ -46,6 +46,7 @@ void SelectBudgetOfHead(const SelectBudgetArgs& args, int64_t head) {
   const HeadBudget& budget = args.budgets[head];
   const float* column_mass = args.mass_sum.Row<float>(head - args.head_begin);
   const float* band_mass = args.band_mass.Row<float>(head - args.head_begin);
+  if (args.choice != nullptr && args.choice[head] != kChooseByBudget) return;
   plan.n_stripes[head] = plan.n_bands[head] = 0;
 
   const BudgetRange range = RangeOfBudget(rows, plan, budget);

@@ -22,6 +22,20 @@ int64_t LocalMass(TensorView lse_full, TensorView lse_local, int64_t head, int64
   return mass;
 }
 
+// See SelectStreamingArgs.
+bool GetsBudget(const SelectStreamingArgs& args, int64_t head) {
+  const float* full = args.lse_full.Row<float>(head);
+  const float* local = args.lse_local.Row<float>(head);
+  bool loses_rows = args.alpha[head] > args.target;
+  int64_t n_local_rows = 0;
+  for (int64_t r = 0; r < args.n_voting; ++r) {
+    const double share = std::exp(double{local[r]} - double{full[r]});
+    loses_rows |= share < args.lost;
+    n_local_rows += share >= kLocalRow;
+  }
+  return loses_rows && IsMostRows(n_local_rows, args.n_voting, args.budget_rows);
+}
+
 int64_t TargetMass(float alpha, int64_t n_voting) {
   return FixedMass(double{alpha} * static_cast<double>(n_voting));
 }
@@ -204,7 +218,7 @@ bool HeadSelection::Take(int64_t need, int64_t remote_mass) {
 }  // namespace
 
 void SelectKeysOfHead(const SelectKeysArgs& args, int64_t head) {
-  if (args.skip != nullptr && args.skip[head]) return;
+  if (args.choice != nullptr && args.choice[head] != kChooseByMass) return;
   const EpochRows rows{args.q_begin, args.q_begin + args.n_q};
   if (args.alpha[head] >= 1) return SetKind(args.plan, head, HeadKind::kDense, CausalPairs(rows));
   int64_t need = TargetMass(args.alpha[head], args.n_voting);
@@ -224,32 +238,40 @@ void SelectKeysOfHead(const SelectKeysArgs& args, int64_t head) {
 
 void SelectStreamingOfHead(const SelectStreamingArgs& args, int64_t head) {
   const EpochRows rows{args.q_begin, args.q_begin + args.n_q};
-  args.skip[head] = 1;
-  if (args.alpha[head] >= 1) return SetKind(args.plan, head, HeadKind::kDense, CausalPairs(rows));
-  // As in SelectKeysOfHead.
-  if (TargetMass(args.alpha[head], args.n_voting) <=
-      LocalMass(args.lse_full, args.lse_local, head, args.n_voting)) {
-    return SetKind(args.plan, head, HeadKind::kStreaming, LocalPairs(rows, args.plan.local));
+  args.choice[head] = kChosen;
+  const float alpha = args.alpha[head];
+  if (alpha >= 1) return SetKind(args.plan, head, HeadKind::kDense, CausalPairs(rows));
+  if (GetsBudget(args, head)) {
+    args.choice[head] = kChooseByBudget;
+  } else if (TargetMass(alpha, args.n_voting) <=  // as in SelectKeysOfHead
+             LocalMass(args.lse_full, args.lse_local, head, args.n_voting)) {
+    SetKind(args.plan, head, HeadKind::kStreaming, LocalPairs(rows, args.plan.local));
+  } else {
+    args.choice[head] = kChooseByMass;
   }
-  args.skip[head] = 0;
 }
 
 void AuditHead(const AuditArgs& args, int64_t head) {
   args.repair[head] = 0;
   const int64_t n_audit = args.n_rows - args.n_voting;
   if (n_audit == 0) return;
-  const float* lse_full = args.lse_full.Row<float>(head) + args.n_voting;
+  const float* lse_full = args.lse_full.Row<float>(head);
   float* recall = args.recall.Row<float>(head);
   double sum = 0;
-  for (int64_t r = 0; r < n_audit; ++r) {
-    const float* lse_sparse = args.lse_sparse.Row<float>(args.rows[args.n_voting + r]);
-    recall[r] = std::clamp(std::exp(lse_sparse[head] - lse_full[r]), 0.0f, 1.0f);
-    sum += recall[r];
+  bool any_lost = false;
+  for (int64_t r = 0; r < args.n_rows; ++r) {
+    const float* lse_sparse = args.lse_sparse.Row<float>(args.rows[r]);
+    const float kept = std::clamp(std::exp(lse_sparse[head] - lse_full[r]), 0.0f, 1.0f);
+    any_lost |= kept < args.lost;
+    if (r < args.n_voting) continue;
+    recall[r - args.n_voting] = kept;
+    sum += kept;
   }
   const bool dense = args.kind[head] == static_cast<int32_t>(HeadKind::kDense);
   const double mean = dense ? 1.0 : sum / static_cast<double>(n_audit);
   args.repair[head] = mean < double{args.floor};
-  if (args.target > 0) args.alpha[head] = SteeredAlpha(args.alpha[head], args.target, mean);
+  if (args.target <= 0) return;
+  args.alpha[head] = SteeredAlpha(args.alpha[head], args.target, mean, any_lost && !dense);
 }
 
 }  // namespace longhaul

@@ -16,7 +16,7 @@ namespace longhaul {
 // Writes the plan entries of query head `head` (absolute number), see SelectKeysArgs.
 void SelectKeysOfHead(const SelectKeysArgs& args, int64_t head);
 
-// Writes skip[head], and the plan entries where it is 1, see SelectStreamingArgs.
+// Writes choice[head], and the plan entry where it is kChosen, see SelectStreamingArgs.
 void SelectStreamingOfHead(const SelectStreamingArgs& args, int64_t head);
 
 // Writes recall, repair and alpha of one head, see AuditArgs.

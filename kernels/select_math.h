@@ -109,6 +109,11 @@ struct TakenMass {
   int64_t bands = 0;
 };
 
+// Whether n of n_rows are at least `share` of them.
+constexpr bool IsMostRows(int64_t n, int64_t n_rows, float share) {
+  return static_cast<double>(n) >= double{share} * static_cast<double>(n_rows);
+}
+
 // What stripes and bands keep together of all remote mass (FixedMass).
 // Each remote pair lies in one stripe and in one band, so all candidates together have the remote
 // mass twice; how much of it is in both a stripe and a band that are taken, nobody counts. As if
@@ -190,13 +195,17 @@ constexpr int ScoreBucket(float best_score, float score) {
   return static_cast<int>(std::min<uint32_t>(distance >> kShift, kScoreBuckets - 1));
 }
 
-// The next alpha of a head whose audit rows kept `recall` on average. A step of the whole error:
-// the audit is a mean over few rows, but so is the choice that it judges.
-constexpr float SteeredAlpha(float alpha, float target, double recall) {
+// The next alpha of a head whose audit rows kept `recall` on average. Up by the whole error: the
+// audit is a mean over few rows, but so is the choice that it judges. To the top where a row was
+// lost: a mean hides one row in fifty. Down slowly: rows are lost in some epochs and not in others,
+// and a head that was repaired would be sampled in vain in every other one.
+constexpr float SteeredAlpha(float alpha, float target, double recall, bool any_lost) {
   constexpr double kMaxAlpha = 0.995;  // 1 would mean dense, and nothing would be measured any more
-  const double stepped = double{alpha} + double{target} - recall;
-  return static_cast<float>(
-      std::clamp(stepped, double{target}, std::max(double{target}, kMaxAlpha)));
+  constexpr double kDownStep = 0.005;
+  const double most = std::max(double{target}, kMaxAlpha);
+  const double missing = double{target} - recall;
+  const double stepped = double{alpha} + (missing > 0 ? missing : -kDownStep);
+  return static_cast<float>(any_lost ? most : std::clamp(stepped, double{target}, most));
 }
 
 }  // namespace longhaul

@@ -48,7 +48,7 @@ void PlanHead(const SelectKeysArgs& args, double density, int64_t head) {
 void ForcedDensityBackend::SelectStreaming(const SelectStreamingArgs& args) {
   ForwardingBackend::SelectStreaming(args);
   Synchronize();
-  std::memset(args.skip, 0, static_cast<size_t>(args.lse_full.dim(0)));
+  std::memset(args.choice, kChooseByMass, static_cast<size_t>(args.lse_full.dim(0)));
 }
 
 void ForcedDensityBackend::SelectKeys(const SelectKeysArgs& args) {

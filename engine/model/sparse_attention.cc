@@ -12,7 +12,7 @@ namespace {
 
 // Everything the pipeline writes in one layer besides its output and the records.
 struct Scratch {
-  uint8_t* skip = nullptr;     // [H] plan entry final after pass 1
+  uint8_t* choice = nullptr;   // [H] decided after pass 1
   TensorView lse_full;         // [H, R] f32
   TensorView lse_local;        // [H, R] f32
   TensorView lse_sparse;       // [T, H] f32
@@ -53,7 +53,7 @@ void AllocatePlanLists(const ScratchShape& s, Arena& arena, SparsePlan& plan) {
 
 Scratch AllocateScratch(const ScratchShape& s, Arena& arena) {
   Scratch scratch;
-  scratch.skip = AllocateArray<uint8_t>(arena, DType::kU8, s.n_heads);
+  scratch.choice = AllocateArray<uint8_t>(arena, DType::kU8, s.n_heads);
   scratch.lse_full = arena.Allocate(DType::kF32, {s.n_heads, s.n_rows});
   scratch.lse_local = arena.Allocate(DType::kF32, {s.n_heads, s.n_rows});
   scratch.lse_sparse = arena.Allocate(DType::kF32, {s.n_q, s.n_heads});
@@ -121,7 +121,7 @@ class SparseLayerRun {
 
   void Run() {
     SampleRows();
-    if (skip() != nullptr) SelectStreaming();
+    if (choice() != nullptr) SelectStreaming();
     if (policy_.sample) SelectByMass();
     backend_.AttendSparse({.q = q_,
                            .dual = dual_,
@@ -137,7 +137,7 @@ class SparseLayerRun {
  private:
   int64_t n_rows() const { return static_cast<int64_t>(policy_.rows.size()); }
   // As published, no head is excused from sampling.
-  uint8_t* skip() const { return policy_.scope == MassScope::kAll ? nullptr : s_.skip; }
+  uint8_t* choice() const { return policy_.scope == MassScope::kAll ? nullptr : s_.choice; }
 
   void SampleRows() {
     backend_.SampleLse({.q = q_,
@@ -159,7 +159,10 @@ class SparseLayerRun {
                               .lse_full = s_.lse_full,
                               .lse_local = s_.lse_local,
                               .alpha = alpha_,
-                              .skip = skip(),
+                              .target = policy_.recall_target,
+                              .lost = policy_.lost_row,
+                              .budget_rows = policy_.budget_rows,
+                              .choice = choice(),
                               .plan = s_.plan});
   }
 
@@ -183,11 +186,28 @@ class SparseLayerRun {
                            .n_voting = policy_.n_voting,
                            .kv_head_begin = begin,
                            .kv_head_end = end,
-                           .skip = skip(),
+                           .choice = choice(),
                            .lse_full = s_.lse_full,
                            .mass_sum = mass_sum,
                            .mass_max = mass_max,
                            .band_mass = band_mass});
+      if (!policy_.fixed_budgets) {
+        backend_.SelectKeys({.q_begin = q_begin_,
+                             .n_q = n_q_,
+                             .n_voting = policy_.n_voting,
+                             .scope = policy_.scope,
+                             .head_begin = begin * group,
+                             .lse_full = s_.lse_full,
+                             .lse_local = s_.lse_local,
+                             .mass_sum = mass_sum,
+                             .mass_max = mass_max,
+                             .band_mass = band_mass,
+                             .alpha = alpha_,
+                             .choice = choice(),
+                             .keep_max = policy_.keep_max,
+                             .dense_cost_fraction = policy_.dense_cost_fraction,
+                             .plan = s_.plan});
+      }
       if (budgets_ != nullptr) {
         backend_.SelectBudget({.q_begin = q_begin_,
                                .n_q = n_q_,
@@ -195,24 +215,9 @@ class SparseLayerRun {
                                .mass_sum = mass_sum,
                                .band_mass = band_mass,
                                .budgets = budgets_,
+                               .choice = choice(),
                                .plan = s_.plan});
-        continue;
       }
-      backend_.SelectKeys({.q_begin = q_begin_,
-                           .n_q = n_q_,
-                           .n_voting = policy_.n_voting,
-                           .scope = policy_.scope,
-                           .head_begin = begin * group,
-                           .lse_full = s_.lse_full,
-                           .lse_local = s_.lse_local,
-                           .mass_sum = mass_sum,
-                           .mass_max = mass_max,
-                           .band_mass = band_mass,
-                           .alpha = alpha_,
-                           .skip = skip(),
-                           .keep_max = policy_.keep_max,
-                           .dense_cost_fraction = policy_.dense_cost_fraction,
-                           .plan = s_.plan});
     }
   }
 
@@ -224,6 +229,7 @@ class SparseLayerRun {
                     .lse_sparse = s_.lse_sparse,
                     .floor = policy_.recall_floor,
                     .target = policy_.recall_target,
+                    .lost = policy_.lost_row,
                     .kind = s_.plan.kind,
                     .recall = recall_,
                     .repair = repair_,
@@ -312,7 +318,7 @@ PrefillAttention::PrefillAttention(const Slice& slice, const ModelShape& shape, 
   rows_ = AllocateArray<int32_t>(arena, DType::kI32, n_rows);
   backend.Upload(policy.rows.data(), rows_, n_rows * static_cast<int64_t>(sizeof(int32_t)));
   const int64_t n_cells = n_layers * shape.n_heads;
-  if (policy.fixed_budgets) UploadBudgets(policy);
+  if (policy.HasBudgets()) UploadBudgets(policy);
   const int64_t alpha_bytes = n_cells * static_cast<int64_t>(sizeof(float));
   if (policy.sample) {
     backend.Upload(slice.alpha, records_.Alpha(0), alpha_bytes);

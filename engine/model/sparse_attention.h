@@ -97,7 +97,7 @@ class PrefillAttention {
   Arena& arena_;
   SliceRecords records_;           // in backend memory
   int32_t* rows_ = nullptr;        // [R] the policy's
-  HeadBudget* budgets_ = nullptr;  // [layers, H] where the policy has fixed ones
+  HeadBudget* budgets_ = nullptr;  // [layers, H] where the policy has any
   std::vector<bool> sampled_;      // [layers] whether the policy ran, and not a window
   int64_t exact_pairs_ = 0;        // of rows that attended exactly, whatever the policy
 };

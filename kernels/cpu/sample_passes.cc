@@ -253,7 +253,7 @@ void LoadMassRows(const MassCall& call, const MassItem& item, ThreadScratch& scr
 }
 
 bool Skipped(const SampleMassArgs& args, int64_t head) {
-  return args.skip != nullptr && args.skip[head] != 0;
+  return args.choice != nullptr && args.choice[head] == kChosen;
 }
 
 void RunMassItem(const MassCall& call, const MassItem& item, ThreadScratch& scratch) {

@@ -46,10 +46,10 @@ struct MassParams {
   int32_t group = 0;
   int32_t n_keys = 0;
   int32_t n_pages = 0;
-  int32_t kv_head_begin = 0;   // of this round
-  int32_t out_begin = 0;       // row of the outputs of its first query head
-  Global<const uint8_t> skip;  // [H] or null
-  Global<const float> lse;     // [H, R] natural
+  int32_t kv_head_begin = 0;     // of this round
+  int32_t out_begin = 0;         // row of the outputs of its first query head
+  Global<const uint8_t> choice;  // [H] or null
+  Global<const float> lse;       // [H, R] natural
   int64_t lse_stride = 0;
   Global<float> mass_sum;  // [heads, N]
   Global<float> mass_max;
@@ -102,7 +102,7 @@ struct Item {
 };
 
 LH_DEVICE bool IsSkipped(const MassParams& p, int kv_head, int head) {
-  return p.skip && p.skip[int64_t{kv_head} * p.group + head] != 0;
+  return p.choice && p.choice[int64_t{kv_head} * p.group + head] == kChosen;
 }
 
 // The first item of `head` or of the next one that is not skipped.
@@ -439,7 +439,7 @@ MassParams MakeParams(const SampleMassArgs& args) {
   p.group = static_cast<int32_t>(args.q.dim(1) / args.kv.n_kv_heads);
   p.n_keys = static_cast<int32_t>(args.q_begin + args.q.dim(0));
   p.n_pages = static_cast<int32_t>(CeilDiv(p.n_keys, kTileKeys));
-  p.skip = args.skip;
+  p.choice = args.choice;
   p.lse = args.lse_full.As<float>();
   p.lse_stride = args.lse_full.stride(0);
   p.mass_sum = args.mass_sum.As<float>();

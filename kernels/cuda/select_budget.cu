@@ -59,6 +59,7 @@ struct BudgetParams {
   int shift = 0;  // of the digit that HistogramKernel counts
   SparsePlan plan;
   Global<const HeadBudget> budgets;  // [H]
+  Global<const uint8_t> choice;      // [H] or null
   Global<const float> mass_sum;      // [heads, N]
   Global<const float> band_mass;     // [heads, ceil(N / 64)]
   int64_t mass_sum_stride = 0;
@@ -199,6 +200,11 @@ LH_KERNEL(kThreads, 1) BandsKernel(BudgetParams p) {
   LH_UNROLL
   for (int i = 0; i < Digits::kPerThread; ++i)
     p.histogram[head * kRankDigits + Digits::DigitOf(i)] = 0;
+  if (p.choice && p.choice[abs_head] != kChooseByBudget) {
+    const HeadColumns left_alone = {};
+    if (ThreadId() == 0) p.columns[head] = left_alone;
+    return;
+  }
   const HeadBudget budget = p.budgets[abs_head];
   const bool by_place = budget.by_place != 0;
   const BudgetRange range = RangeOfBudget(p.rows, p.plan, budget);
@@ -384,6 +390,7 @@ cudaError_t SelectBudget(const SelectBudgetArgs& args, std::byte* scratch, cudaS
   p.n_chunks = CeilDiv(p.rows.q_end - p.first_column, kChunk);
   p.plan = args.plan;
   p.budgets = args.budgets;
+  p.choice = args.choice;
   p.mass_sum = args.mass_sum.As<float>();
   p.band_mass = args.band_mass.As<float>();
   p.mass_sum_stride = args.mass_sum.stride(0);

@@ -65,11 +65,11 @@ struct SelectParams {
   int64_t mass_sum_stride = 0;
   int64_t mass_max_stride = 0;
   int64_t band_mass_stride = 0;
-  Global<const float> alpha;   // [H]
-  Global<const uint8_t> skip;  // [H] or null
-  Global<uint64_t> histogram;  // [heads, 512] of stripes, then of bands
-  Global<HeadCut> cuts;        // [heads]
-  Global<ChunkTop> tops;       // [heads, n_chunks]
+  Global<const float> alpha;     // [H]
+  Global<const uint8_t> choice;  // [H] or null
+  Global<uint64_t> histogram;    // [heads, 512] of stripes, then of bands
+  Global<HeadCut> cuts;          // [heads]
+  Global<ChunkTop> tops;         // [heads, n_chunks]
   Global<ChunkCount> counts;
   Global<ChunkPlace> places;
 };
@@ -113,7 +113,7 @@ LH_DEVICE int64_t LocalMass(Global<const float> full, Global<const float> local,
 }
 
 LH_DEVICE bool IsSkipped(const SelectParams& p, int64_t head) {
-  return p.skip && p.skip[p.head_begin + head] != 0;
+  return p.choice && p.choice[p.head_begin + head] != kChooseByMass;
 }
 
 // Candidate `index` of row `head` of the mass tensors.

@@ -351,7 +351,7 @@ SelectParams MakeParams(const SelectKeysArgs& args) {
     p.band_mass_stride = args.band_mass.stride(0);
   }
   p.alpha = args.alpha;
-  p.skip = args.skip;
+  p.choice = args.choice;
   return p;
 }
 

@@ -1,4 +1,5 @@
-// Which heads need their local keys alone: one warp per head adds up what these hold.
+// Which heads need their local keys alone, and which get a budget: one warp per head adds up what
+// the local keys hold.
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/select_candidates.cuh"
 #include "kernels/cuda/select_keys.h"
@@ -15,7 +16,10 @@ struct StreamingParams {
   int64_t lse_full_stride = 0;
   int64_t lse_local_stride = 0;
   Global<const float> alpha;
-  Global<uint8_t> skip;
+  float target = 0;
+  float lost = 0;
+  float budget_rows = 0;
+  Global<uint8_t> choice;
 };
 
 // Grid [H], one warp each.
@@ -27,15 +31,34 @@ LH_KERNEL(kWarpLanes, 1) StreamingKernel(StreamingParams p) {
                 p.n_voting, LaneId(), kWarpLanes);
   LH_UNROLL
   for (int mask = kWarpLanes / 2; mask > 0; mask /= 2) local_mass += ShuffleXor(local_mass, mask);
+  bool loses_rows = alpha > p.target;
+  int n_local_rows = 0;
+  for (int64_t r = LaneId(); r < p.n_voting; r += kWarpLanes) {
+    const double full = p.lse_full[head * p.lse_full_stride + r];
+    const double local = p.lse_local[head * p.lse_local_stride + r];
+    const double share = exp(local - full);
+    loses_rows = loses_rows || share < static_cast<double>(p.lost);
+    n_local_rows += share >= kLocalRow ? 1 : 0;
+  }
+  LH_UNROLL
+  for (int mask = kWarpLanes / 2; mask > 0; mask /= 2) {
+    n_local_rows += ShuffleXor(n_local_rows, mask);
+  }
+  loses_rows = Ballot(loses_rows) != 0;
   if (LaneId() != 0) return;
-  const int64_t target = FixedMass(static_cast<double>(alpha) * static_cast<double>(p.n_voting));
-  const bool is_final = alpha >= 1 || target <= local_mass;
-  p.skip[head] = is_final ? 1 : 0;
+  const int64_t target_mass =
+      FixedMass(static_cast<double>(alpha) * static_cast<double>(p.n_voting));
+  uint8_t choice = kChosen;
   if (alpha >= 1) {
     SetKind(p.plan, head, HeadKind::kDense, CausalPairs(p.rows));
-  } else if (is_final) {
+  } else if (loses_rows && IsMostRows(n_local_rows, p.n_voting, p.budget_rows)) {
+    choice = kChooseByBudget;
+  } else if (target_mass <= local_mass) {
     SetKind(p.plan, head, HeadKind::kStreaming, LocalPairs(p.rows, p.plan.local));
+  } else {
+    choice = kChooseByMass;
   }
+  p.choice[head] = choice;
 }
 
 }  // namespace
@@ -50,7 +73,10 @@ cudaError_t SelectStreaming(const SelectStreamingArgs& args, cudaStream_t stream
   p.lse_full_stride = args.lse_full.stride(0);
   p.lse_local_stride = args.lse_local.stride(0);
   p.alpha = args.alpha;
-  p.skip = args.skip;
+  p.target = args.target;
+  p.lost = args.lost;
+  p.budget_rows = args.budget_rows;
+  p.choice = args.choice;
   const auto n_heads = static_cast<unsigned>(args.lse_full.dim(0));
   return Launch({.name = "select streaming", .grid = {n_heads}, .block = 32, .stream = stream},
                 StreamingKernel, p);

@@ -180,7 +180,7 @@ void SampleMass(const SampleMassArgs& args) {
   const int64_t group = args.q.dim(1) / args.kv.n_kv_heads;
   const int64_t n_keys = args.mass_sum.dim(1);
   for (int64_t h = args.kv_head_begin * group; h < args.kv_head_end * group; ++h) {
-    if (args.skip != nullptr && args.skip[h]) continue;
+    if (args.choice != nullptr && args.choice[h] == kChosen) continue;
     const int64_t out_row = h - args.kv_head_begin * group;
     std::vector<double> sum(n_keys, 0.0);
     std::vector<double> max(n_keys, 0.0);

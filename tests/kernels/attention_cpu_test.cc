@@ -211,8 +211,8 @@ TEST_F(AttentionCpuTest, SamplePassesMatchReference) {
     const std::vector<int32_t> rows = SampleRows(shape.n_tokens);
     const auto n_rows = static_cast<int64_t>(rows.size());
     const LocalPattern local{.sink = 5, .window = 64};
-    std::vector<uint8_t> skip(shape.n_heads, 0);
-    if (shape.n_heads > 2) skip[1] = 1;
+    std::vector<uint8_t> choice(shape.n_heads, 0);
+    if (shape.n_heads > 2) choice[1] = kChosen;
     SCOPED_TRACE(Name(shape));
     const Tensor lse_full = ExpectSampleLse({.q = problem.q(),
                                              .q_begin = shape.q_begin,
@@ -235,7 +235,7 @@ TEST_F(AttentionCpuTest, SamplePassesMatchReference) {
                         .n_voting = n_rows,
                         .kv_head_begin = 0,
                         .kv_head_end = shape.n_kv_heads,
-                        .skip = skip.data(),
+                        .choice = choice.data(),
                         .lse_full = lse_full.view(),
                         .mass_sum = {},
                         .mass_max = {},

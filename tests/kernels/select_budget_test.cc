@@ -155,6 +155,20 @@ TEST(SelectBudgetTest, WhatCoversAllOrDoesNotFitIsDense) {
   EXPECT_EQ(tiny.plan.kept_pairs(0), CausalPairs(tiny.rows));
 }
 
+TEST(SelectBudgetTest, HeadsChosenOtherwiseAreLeftAlone) {
+  Problem p(1000, 300, {{100, 5}, {100, 5}, {100, 5}});
+  p.FillRandom(/*seed=*/7);
+  const std::vector<uint8_t> choice = {kChooseByMass, kChooseByBudget, kChosen};
+  p.args.choice = choice.data();
+  p.plan.Set(0, HeadKind::kStreaming, {});
+  p.plan.Set(2, HeadKind::kSparse, {7});
+  for (int64_t h = 0; h < 3; ++h) SelectBudgetOfHead(p.args, h);
+  EXPECT_EQ(p.plan.kind(0), HeadKind::kStreaming);
+  EXPECT_EQ(p.plan.kind(1), HeadKind::kSparse);
+  EXPECT_EQ(p.plan.bands(1).size(), 3u);
+  EXPECT_EQ(p.plan.stripes(2), (std::vector<int32_t>{7}));
+}
+
 TEST(SelectBudgetTest, MassThatIsNoNumberComesLast) {
   Problem p(1000, 256, {{32, 3}});
   p.sum[300] = std::numeric_limits<float>::quiet_NaN();

@@ -277,8 +277,8 @@ TEST_F(SelectKeysTest, MassThatIsNoNumber) {
 }
 
 TEST_F(SelectKeysTest, SkippedHeadsAreLeftAlone) {
-  const uint8_t skip = 1;
-  args_.skip = &skip;
+  const uint8_t choice = kChosen;
+  args_.choice = &choice;
   plan_->Set(0, HeadKind::kSparse, {7});
   EXPECT_EQ(Select(), HeadKind::kSparse);
   EXPECT_EQ(plan_->stripes(0), (std::vector<int32_t>{7}));
@@ -287,17 +287,17 @@ TEST_F(SelectKeysTest, SkippedHeadsAreLeftAlone) {
 TEST_F(SelectKeysTest, StreamingAgreesWithSelectKeys) {
   for (double share : {0.2, 0.89, 0.9, 0.91, 1.0}) {
     SetLocal(share);
-    uint8_t skip = 9;
+    uint8_t choice = 9;
     SelectStreamingOfHead({.q_begin = args_.q_begin,
                            .n_q = args_.n_q,
                            .n_voting = kVoting,
                            .lse_full = args_.lse_full,
                            .lse_local = args_.lse_local,
                            .alpha = &alpha_,
-                           .skip = &skip,
+                           .choice = &choice,
                            .plan = args_.plan},
                           0);
-    EXPECT_EQ(skip == 1, Select() == HeadKind::kStreaming) << share;
+    EXPECT_EQ(choice == kChosen, Select() == HeadKind::kStreaming) << share;
   }
 }
 
@@ -309,6 +309,54 @@ TEST_F(SelectKeysTest, EpochOfOneTokenAndFirstEpoch) {
   Reset(0, 1, {.sink = 64, .window = 128}, 1);  // nothing is remote
   EXPECT_EQ(Select(), HeadKind::kSparse);
   EXPECT_EQ(plan_->kept_pairs(0), 1);
+}
+
+// 20 voting rows, some of which their local keys hold little of.
+class BudgetChoiceTest : public ::testing::Test {
+ protected:
+  // Whether the head streams, or how it is chosen; n_low rows have this share in their local keys,
+  // the others all of it.
+  uint8_t Choose(int n_low, double share, float alpha) {
+    std::vector<float> full(kVoting, 3.0f), local(kVoting, 3.0f);
+    for (int r = 0; r < n_low; ++r) local[7 * r % kVoting] += static_cast<float>(std::log(share));
+    uint8_t choice = 9;
+    SelectStreamingOfHead({.q_begin = 2048,
+                           .n_q = 256,
+                           .n_voting = kVoting,
+                           .lse_full = View(full, {1, kVoting}),
+                           .lse_local = View(local, {1, kVoting}),
+                           .alpha = &alpha,
+                           .target = 0.9f,
+                           .lost = 0.5f,
+                           .budget_rows = budget_rows_,
+                           .choice = &choice,
+                           .plan = plan_.plan()},
+                          0);
+    return choice;
+  }
+
+  static constexpr int64_t kVoting = 20;
+  float budget_rows_ = 0.9f;
+  PlanOwner plan_{1, {.sink = 64, .window = 128}, 1, 16, 16};
+};
+
+TEST_F(BudgetChoiceTest, LocalButForAFewRows) {
+  EXPECT_EQ(Choose(0, 1, 0.9f), kChosen);
+  EXPECT_EQ(Choose(1, 0.6, 0.9f), kChosen);  // not lost
+  EXPECT_EQ(Choose(1, 0.4, 0.9f), kChooseByBudget);
+  EXPECT_EQ(Choose(2, 0.0, 0.9f), kChooseByBudget);
+  EXPECT_EQ(Choose(3, 0.0, 0.9f), kChooseByMass);   // more than a few
+  EXPECT_EQ(Choose(0, 1, 0.91f), kChooseByBudget);  // lost a row in an earlier epoch
+  EXPECT_EQ(Choose(20, 0.97, 0.91f), kChosen);      // no row is wholly local
+  EXPECT_EQ(Choose(1, 0.0, 1.0f), kChosen);
+  EXPECT_EQ(plan_.kind(0), HeadKind::kDense);
+}
+
+TEST_F(BudgetChoiceTest, NobodyAboveOne) {
+  budget_rows_ = 2;
+  EXPECT_EQ(Choose(1, 0.4, 0.9f), kChosen);
+  EXPECT_EQ(plan_.kind(0), HeadKind::kStreaming);
+  EXPECT_EQ(Choose(3, 0.0, 0.9f), kChooseByMass);
 }
 
 TEST(AuditTest, MeasuresAndRepairs) {
@@ -346,11 +394,28 @@ TEST(AuditTest, MeasuresAndRepairs) {
   args.target = 0.8f;
   alpha = {0.8f, 0.9f, 0.9f};
   for (int64_t h = 0; h < kHeads; ++h) AuditHead(args, h);
-  EXPECT_NEAR(alpha[0], 0.9, 1e-6);   // 0.1 short of the target
-  EXPECT_NEAR(alpha[1], 0.95, 1e-6);  // 0.05 short
-  EXPECT_NEAR(alpha[2], 0.8, 1e-6);   // dense is more than enough; never below the target
+  EXPECT_NEAR(alpha[0], 0.9, 1e-6);    // 0.1 short of the target
+  EXPECT_NEAR(alpha[1], 0.95, 1e-6);   // 0.05 short
+  EXPECT_NEAR(alpha[2], 0.895, 1e-6);  // dense is more than enough: slowly down
   AuditHead(args, 0);
   EXPECT_NEAR(alpha[0], 0.995, 1e-6);  // never 1: the audit must go on
+  alpha[2] = 0.802f;
+  AuditHead(args, 2);
+  EXPECT_NEAR(alpha[2], 0.8, 1e-6);  // never below the target
+
+  // A voting row is lost where it keeps less than this; recall and repair look at audit rows alone.
+  lse_sparse[3 * kHeads + 1] = lse_sparse[3 * kHeads + 2] = 1.0f + std::log(0.3f);
+  lse_sparse[5 * kHeads + 1] = 1.0f;
+  args.lost = 0.4f;
+  alpha = {0.8f, 0.9f, 0.9f};
+  for (int64_t h = 0; h < kHeads; ++h) AuditHead(args, h);
+  EXPECT_NEAR(alpha[1], 0.995, 1e-6);
+  EXPECT_NEAR(alpha[2], 0.895, 1e-6);  // of a dense head, no row is
+  EXPECT_EQ(recall[2], 1.0f);
+  EXPECT_EQ(repair[1], 0);
+  args.lost = 0.3f * 0.99f;
+  AuditHead(args, 1);
+  EXPECT_NEAR(alpha[1], 0.99, 1e-6);
 }
 
 }  // namespace

@@ -28,7 +28,7 @@ struct Audited {
 };
 
 // Of n_audit rows; some heads keep nearly everything, some little, some are dense.
-void ExpectEqual(int64_t n_audit, float floor, float target) {
+void ExpectEqual(int64_t n_audit, float floor, float target, float lost = 0) {
   const int64_t n_rows = kVoting + n_audit;
   Random random(static_cast<uint64_t>(n_audit) + 1);
   std::vector<int32_t> rows;
@@ -41,7 +41,7 @@ void ExpectEqual(int64_t n_audit, float floor, float target) {
                    .alpha = std::vector<float>(kHeads, 0.9f)};
   for (int64_t h = 0; h < kHeads; ++h) {
     kind.push_back(static_cast<int32_t>(h % 3));
-    for (int64_t r = kVoting; r < n_rows; ++r) {
+    for (int64_t r = 0; r < n_rows; ++r) {
       const float lost = 0.3f * static_cast<float>(h) * static_cast<float>(random.Uniform());
       sparse[rows[r] * kHeads + h] = full[h * n_rows + r] - lost + 1e-4f;
     }
@@ -53,6 +53,7 @@ void ExpectEqual(int64_t n_audit, float floor, float target) {
                  .lse_sparse = View(sparse, {kTokens, kHeads}),
                  .floor = floor,
                  .target = target,
+                 .lost = lost,
                  .kind = kind.data(),
                  .recall = View(expected.recall, {kHeads, n_audit}),
                  .repair = expected.repair.data(),
@@ -83,6 +84,7 @@ TEST(AuditDeviceTest, MeasuresRepairsAndSteers) {
   for (const int64_t n_audit : {1, 16, 50}) {
     SCOPED_TRACE(::testing::Message() << n_audit << " audit rows");
     ExpectEqual(n_audit, /*floor=*/0.8f, /*target=*/0.93f);
+    ExpectEqual(n_audit, /*floor=*/0.8f, /*target=*/0.8f, /*lost=*/0.6f);
   }
 }
 

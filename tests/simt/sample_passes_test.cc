@@ -234,14 +234,15 @@ TEST(SampleMassTest, PartOfTheHeadsWithoutBands) {
   const int64_t n_keys = c.shape.n_keys();
   const Mass expected = ReferenceMass(problem, MassScope::kRemote);
   const DeviceArray<float> device_lse(problem.lse_full);
-  const DeviceArray<uint8_t> skip(std::vector<uint8_t>{0, 0, 0, 0, 1, 0});
+  const DeviceArray<uint8_t> choice(std::vector<uint8_t>{
+      kChooseByMass, kChooseByMass, kChooseByMass, kChooseByBudget, kChosen, kChooseByMass});
   simt::ForEachSeed(3, [&] {
     DeviceTensor<> sum({3, n_keys});
     DeviceTensor<> max({3, n_keys});
     SampleMassArgs args = problem.MassArgs(MassScope::kRemote);
     args.kv_head_begin = 1;
     args.kv_head_end = 2;
-    args.skip = skip.data();
+    args.choice = choice.data();
     args.lse_full = TensorView(device_lse.data(), DType::kF32, {6, problem.n_rows});
     args.mass_sum = sum.view();
     args.mass_max = max.view();

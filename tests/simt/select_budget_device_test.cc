@@ -49,13 +49,14 @@ class SelectBudgetDeviceTest : public ::testing::Test {
   }
 
   SelectBudgetArgs Args(float* columns, float* bands, const HeadBudget* budgets,
-                        const SparsePlan& plan) const {
+                        const uint8_t* choice, const SparsePlan& plan) const {
     return {.q_begin = q_begin_,
             .n_q = n_q_,
             .head_begin = 1,
             .mass_sum = TensorView(columns, DType::kF32, {n_heads_, n_keys_}),
             .band_mass = TensorView(bands, DType::kF32, {n_heads_, n_bands_}),
             .budgets = budgets,
+            .choice = choice,
             .plan = plan};
   }
 
@@ -63,15 +64,17 @@ class SelectBudgetDeviceTest : public ::testing::Test {
   void ExpectEqual() {
     PlanOwner host(1 + n_heads_, kLocal, 1, shape_.max_stripes, shape_.max_bands);
     const SelectBudgetArgs host_args =
-        Args(columns_.data(), bands_.data(), budgets_.data(), host.plan());
+        Args(columns_.data(), bands_.data(), budgets_.data(),
+             choice_.empty() ? nullptr : choice_.data(), host.plan());
     for (int64_t h = 1; h <= n_heads_; ++h) SelectBudgetOfHead(host_args, h);
     const DeviceArray<float> columns(columns_), bands(bands_);
     const DeviceArray<HeadBudget> budgets(budgets_);
+    const DeviceArray<uint8_t> choice(choice_);
     simt::ForEachSeed(2, [&] {
       const DevicePlan device(1 + n_heads_, shape_);
       const DeviceArray<std::byte> scratch(SelectBudgetScratchBytes(n_heads_, n_keys_));
-      const SelectBudgetArgs args =
-          Args(columns.data(), bands.data(), budgets.data(), device.plan());
+      const SelectBudgetArgs args = Args(columns.data(), bands.data(), budgets.data(),
+                                         choice_.empty() ? nullptr : choice.data(), device.plan());
       ASSERT_EQ(SelectBudget(args, scratch.data(), nullptr), cudaSuccess);
       const std::vector<int32_t> kind = device.kind();
       const std::vector<int64_t> kept_pairs = device.kept_pairs();
@@ -79,6 +82,7 @@ class SelectBudgetDeviceTest : public ::testing::Test {
       for (int64_t h = 1; h <= n_heads_; ++h) {
         SCOPED_TRACE(::testing::Message() << "head " << h);
         ASSERT_EQ(kind[h], static_cast<int32_t>(host.kind(h)));
+        if (kind[h] == -1) continue;  // left alone
         EXPECT_EQ(kept_pairs[h], host.kept_pairs(h));
         EXPECT_EQ(device.stripes(h), host.stripes(h));
         EXPECT_EQ(device.bands(h), host.bands(h));
@@ -89,6 +93,7 @@ class SelectBudgetDeviceTest : public ::testing::Test {
 
   int64_t q_begin_ = 0, n_q_ = 0, n_keys_ = 0, n_bands_ = 0, n_heads_ = 0;
   std::vector<HeadBudget> budgets_;
+  std::vector<uint8_t> choice_;  // empty: all by budget
   std::vector<float> columns_, bands_;
   SparsePlan shape_;
   int64_t n_of_kind_[3] = {0, 0, 0};
@@ -101,6 +106,13 @@ TEST_F(SelectBudgetDeviceTest, BudgetsOfEverySizeOverSeveralChunks) {
   ExpectEqual();
   EXPECT_EQ(n_of_kind_[static_cast<int>(HeadKind::kStreaming)], 2);
   EXPECT_EQ(n_of_kind_[static_cast<int>(HeadKind::kSparse)], 12);
+}
+
+TEST_F(SelectBudgetDeviceTest, HeadsChosenOtherwiseAreLeftAlone) {
+  Reset(2500, 200, {{130, 3, 0}, {130, 5, 0}, {130, 7, 0}});
+  choice_ = {kChooseByBudget, kChosen, kChooseByBudget, kChooseByMass};
+  ExpectEqual();
+  EXPECT_EQ(n_of_kind_[static_cast<int>(HeadKind::kSparse)], 2);  // one head, two seeds
 }
 
 TEST_F(SelectBudgetDeviceTest, ByPlaceIgnoresMass) {

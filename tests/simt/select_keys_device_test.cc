@@ -83,7 +83,7 @@ class SelectKeysDeviceTest : public ::testing::Test {
     args_.mass_max = View(max_, {kHeads, n_keys_});
     args_.band_mass = with_bands_ ? View(band_, {kHeads, n_bands_}) : TensorView();
     args_.alpha = alpha_.data();
-    args_.skip = with_skip_ ? skip_.data() : nullptr;
+    args_.choice = with_choice_ ? choice_.data() : nullptr;
     args_.plan = plan;
   }
 
@@ -94,7 +94,7 @@ class SelectKeysDeviceTest : public ::testing::Test {
     for (int64_t h = 0; h < kHeads; ++h) SelectKeysOfHead(args_, h);
     const DeviceArray<float> full(full_), local(local_), sum(sum_), max(max_), band(band_);
     const DeviceArray<float> alpha(alpha_);
-    const DeviceArray<uint8_t> skip(skip_);
+    const DeviceArray<uint8_t> choice(choice_);
     simt::ForEachSeed(2, [&] {
       const DevicePlan device(kHeads, shape_);
       SelectKeysArgs args = args_;
@@ -104,7 +104,7 @@ class SelectKeysDeviceTest : public ::testing::Test {
       args.mass_max = TensorView(max.data(), DType::kF32, {kHeads, n_keys_});
       if (with_bands_) args.band_mass = TensorView(band.data(), DType::kF32, {kHeads, n_bands_});
       args.alpha = alpha.data();
-      args.skip = with_skip_ ? skip.data() : nullptr;
+      args.choice = with_choice_ ? choice.data() : nullptr;
       args.plan = device.plan();
       const DeviceArray<std::byte> scratch(SelectKeysScratchBytes(kHeads, n_keys_));
       ASSERT_EQ(SelectKeys(args, scratch.data(), nullptr), cudaSuccess);
@@ -124,15 +124,52 @@ class SelectKeysDeviceTest : public ::testing::Test {
     });
   }
 
+  // SelectStreaming on both sides; what the host chose.
+  std::vector<uint8_t> ExpectEqualChoices() {
+    PlanOwner host(kHeads, shape_.local, 1, shape_.max_stripes, shape_.max_bands);
+    std::vector<uint8_t> expected(kHeads, 9);
+    SelectStreamingArgs args{.q_begin = args_.q_begin,
+                             .n_q = args_.n_q,
+                             .n_voting = kVoting,
+                             .lse_full = View(full_, {kHeads, kRows}),
+                             .lse_local = View(local_, {kHeads, kRows}),
+                             .alpha = alpha_.data(),
+                             .target = 0.9f,
+                             .lost = 0.5f,
+                             .budget_rows = 0.84f,
+                             .choice = expected.data(),
+                             .plan = host.plan()};
+    for (int64_t h = 0; h < kHeads; ++h) SelectStreamingOfHead(args, h);
+    const DeviceArray<float> full(full_), local(local_), alpha(alpha_);
+    simt::ForEachSeed(3, [&] {
+      const DevicePlan device(kHeads, shape_);
+      const DeviceArray<uint8_t> choice(kHeads);
+      args.lse_full = TensorView(full.data(), DType::kF32, {kHeads, kRows});
+      args.lse_local = TensorView(local.data(), DType::kF32, {kHeads, kRows});
+      args.alpha = alpha.data();
+      args.choice = choice.data();
+      args.plan = device.plan();
+      ASSERT_EQ(SelectStreaming(args, nullptr), cudaSuccess);
+      EXPECT_EQ(choice.Download(), expected);
+      const std::vector<int32_t> kind = device.kind();
+      const std::vector<int64_t> kept_pairs = device.kept_pairs();
+      for (int64_t h = 0; h < kHeads; ++h) {
+        EXPECT_EQ(kind[h], static_cast<int32_t>(host.kind(h))) << h;
+        EXPECT_EQ(kept_pairs[h], host.kept_pairs(h)) << h;
+      }
+    });
+    return expected;
+  }
+
   int64_t n_keys_ = 0;
   int64_t n_bands_ = 0;
   bool with_bands_ = true;
-  bool with_skip_ = false;
+  bool with_choice_ = false;
   std::vector<float> full_ = std::vector<float>(kHeads * kRows, 0.0f);
   std::vector<float> local_ = std::vector<float>(kHeads * kRows, std::log(0.5f));
   std::vector<float> sum_, max_, band_;
   std::vector<float> alpha_ = std::vector<float>(kHeads, 0.9f);
-  std::vector<uint8_t> skip_ = std::vector<uint8_t>(kHeads, 0);
+  std::vector<uint8_t> choice_ = std::vector<uint8_t>(kHeads, 0);
   SparsePlan shape_;
   SelectKeysArgs args_;
   // What the comparisons have seen.
@@ -168,8 +205,8 @@ TEST_F(SelectKeysDeviceTest, PaperScopeAndNoBands) {
 TEST_F(SelectKeysDeviceTest, StreamingDenseAndSkippedHeads) {
   FillRandom(4, 0.9);
   alpha_ = {0.8f, 0.899f, 0.9f, 0.901f, 0.95f, 1.0f, 0.99f, 0.5f};
-  skip_[7] = 1;
-  with_skip_ = true;
+  choice_[7] = kChosen;
+  with_choice_ = true;
   args_.dense_cost_fraction = 0.35f;
   ExpectEqual();
   EXPECT_GT(n_of_kind_[static_cast<int>(HeadKind::kStreaming)], 0);
@@ -222,35 +259,22 @@ TEST_F(SelectKeysDeviceTest, NoMassOneTokenAndTheFirstEpoch) {
 TEST_F(SelectKeysDeviceTest, StreamingAgreesWithTheHost) {
   FillRandom(11, 0.9);
   alpha_ = {0.8f, 0.899f, 0.9f, 0.901f, 0.95f, 1.0f, 0.99f, 0.0f};
-  PlanOwner host(kHeads, shape_.local, 1, shape_.max_stripes, shape_.max_bands);
-  std::vector<uint8_t> expected(kHeads, 9);
-  SelectStreamingArgs args{.q_begin = args_.q_begin,
-                           .n_q = args_.n_q,
-                           .n_voting = kVoting,
-                           .lse_full = View(full_, {kHeads, kRows}),
-                           .lse_local = View(local_, {kHeads, kRows}),
-                           .alpha = alpha_.data(),
-                           .skip = expected.data(),
-                           .plan = host.plan()};
-  for (int64_t h = 0; h < kHeads; ++h) SelectStreamingOfHead(args, h);
-  const DeviceArray<float> full(full_), local(local_), alpha(alpha_);
-  simt::ForEachSeed(3, [&] {
-    const DevicePlan device(kHeads, shape_);
-    const DeviceArray<uint8_t> skip(kHeads);
-    args.lse_full = TensorView(full.data(), DType::kF32, {kHeads, kRows});
-    args.lse_local = TensorView(local.data(), DType::kF32, {kHeads, kRows});
-    args.alpha = alpha.data();
-    args.skip = skip.data();
-    args.plan = device.plan();
-    ASSERT_EQ(SelectStreaming(args, nullptr), cudaSuccess);
-    EXPECT_EQ(skip.Download(), expected);
-    const std::vector<int32_t> kind = device.kind();
-    const std::vector<int64_t> kept_pairs = device.kept_pairs();
-    for (int64_t h = 0; h < kHeads; ++h) {
-      EXPECT_EQ(kind[h], static_cast<int32_t>(host.kind(h))) << h;
-      EXPECT_EQ(kept_pairs[h], host.kept_pairs(h)) << h;
-    }
-  });
+  ExpectEqualChoices();
+}
+
+// Head h loses h of 40 rows; the others are local.
+TEST_F(SelectKeysDeviceTest, WhoGetsABudgetAgreesWithTheHost) {
+  FillRandom(12, 1.0);
+  alpha_ = {0.9f, 0.9f, 0.9f, 0.9f, 0.9f, 0.9f, 0.95f, 0.9f};
+  for (int64_t h = 0; h < kHeads; ++h) {
+    for (int64_t r = 0; r < h; ++r) local_[h * kRows + 37 * r % kVoting] -= 1;
+  }
+  EXPECT_EQ(
+      ExpectEqualChoices(),
+      (std::vector<uint8_t>{kChosen, kChooseByBudget, kChooseByBudget, kChooseByBudget,
+                            kChooseByBudget, kChooseByBudget, kChooseByBudget, kChooseByMass}));
+  alpha_[0] = 0.905f;  // the audit found a row
+  EXPECT_EQ(ExpectEqualChoices()[0], kChooseByBudget);
 }
 
 }  // namespace
