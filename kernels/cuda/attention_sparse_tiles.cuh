@@ -243,6 +243,9 @@ class TileSlots {
     const bool by_bands = mask(n) == TileMask::kBands;
     const SparseRows rows = rows_[0];
     const int lane_row = rows.first + row + LaneId() / 4;
+    // What bands take: a load per key and no branch per pair. With more rows per warp D = 128 of
+    // mma has no registers for that.
+    constexpr bool kLoadsPerKey = kRowTiles == 1;
     LH_UNROLL
     for (int column = 0; column < kTileKeys / 8; ++column) {
       LH_UNROLL
@@ -250,16 +253,20 @@ class TileSlots {
         const int at = slot * kTileKeys + 8 * column + LaneId() % 4 * 2 + parity;
         const int key = key_[at];
         const bool in_range = key >= tile.key_min && key < tile.key_end;
+        uint32_t taken = 0;
+        if constexpr (kLoadsPerKey) taken = by_bands ? static_cast<uint32_t>(taken_[at]) : 0;
         LH_UNROLL
         for (int r = 0; r < kRowTiles; ++r) {
           LH_UNROLL
           for (int half = 0; half < 2; ++half) {
             const int distance = lane_row + 16 * r + 8 * half - key;
+            const int band = BandOf(distance) - BandOf(rows.first - key);
             bool counts = in_range && distance >= tile.near && distance < tile.far;
-            if (by_bands &&
-                counts) {  // a load per pair: one per key cost D = 128 of mma its registers
-              const uint32_t taken = taken_[at];
-              counts = (taken >> (BandOf(distance) - BandOf(rows.first - key)) & 1) == 0;
+            if constexpr (kLoadsPerKey) {
+              counts = counts && (taken >> band & 1) == 0;
+            } else if (by_bands && counts) {
+              const uint32_t taken_now = taken_[at];
+              counts = (taken_now >> band & 1) == 0;
             }
             if (!counts) score_at(r, column, 2 * half + parity) = MinusInfinity();
           }

@@ -1,13 +1,14 @@
 // The tiles of the Hopper kernel of sparse attention and how they come into shared memory. Device
 // code of hopper_sparse.cu.
 //
-// A tile of 128 keys is two of the walk of attention_sparse_tiles.cuh, wherever their keys lie: 64
-// of stripes, or a page. Two warps gather the rows of keys and two those of values, each by
-// 16-byte copies into the swizzled places that wgmma reads; the first of them also walks, one tile
-// ahead. Keys and values have warps of their own so that neither waits for the other's slot to
-// become free. A slot of a ring is free when its next tile but one is due, so there is nothing else
-// that a warp could do while its copies are under way, and it waits for them itself: an arrival
-// that the hardware makes for it would come without the fence that wgmma needs.
+// A tile of 128 keys is two of the walk of sparse_walk.cuh, wherever their keys lie: 64 of stripes,
+// or a page. Two warps gather the rows of keys and two those of values, by 16-byte copies into the
+// swizzled places that wgmma reads; the first of them also walks, one tile ahead.
+//
+// Keys and values have warps of their own, so that neither waits until the other's slot is free. A
+// warp waits for its own copies, fences and then arrives; the hardware's arrival for copies would
+// come without the fence. That costs nothing: when a slot has become free and is being filled, the
+// other one is in use, and there is no third.
 #pragma once
 
 #include "kernels/cuda/attention_sparse_tiles.cuh"
