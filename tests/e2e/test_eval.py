@@ -40,10 +40,13 @@ def check_page(path, policies):
 
 def test_needle_in_process_and_again(tmp_path):
     out, path = tmp_path / "out", tmp_path / "report.json"
-    page = tmp_path / "report.html"
-    result = evaluate("--out", out, "--json", path, "--html", page)
+    page, tables = tmp_path / "report.html", tmp_path / "report.md"
+    result = evaluate("--out", out, "--json", path, "--html", page, "--markdown", tables)
     assert result.returncode == 0, result.stdout + result.stderr
     check_page(page, policies=2)
+    headings = [line for line in tables.read_text().splitlines() if line.startswith("#")]
+    assert headings == ["# Accuracy beside speed: lookup", "## By task", "## By policy", "## Against dense"]
+    assert all(heading.lstrip("# ") in result.stdout for heading in headings[1:])
     assert "12 prompts, 0 of them known already" in result.stderr
     report = json.loads(path.read_text())
     assert [p["name"] for p in report["policies"]] == ["dense", "sample:alpha=0.9"]
@@ -53,6 +56,10 @@ def test_needle_in_process_and_again(tmp_path):
         for sample in policy["samples"]:
             assert 0.98 * sample["length_tokens"] <= sample["prompt_tokens"] <= sample["length_tokens"]
             assert sample["ttft_s"] > 0
+    for loss in report["against_dense"]:
+        assert loss["policy"] == "sample:alpha=0.9" and loss["worst_task_loss"]["measured"] == 0
+        assert loss["recall_mean"]["at_least"] == 0.95 and "agreement" not in loss
+    assert [loss["length_tokens"] for loss in report["against_dense"]] == [2048, 6000]
     dense, sample = report["policies"]
     assert dense["density"] == 1 and dense["recall_histogram"] == []
     assert sample["density"] < 0.9 and sum(sample["recall_histogram"]) > 0
@@ -108,6 +115,7 @@ def test_over_http(server, tmp_path):
     (["--lengths", "1000000000"], "--lengths"),
     (["--text", "/nowhere/text"], "cannot open /nowhere/text"),
     (["--json", "/nowhere/report"], "cannot write /nowhere/report"),
+    (["--markdown", "/nowhere/report"], "cannot write /nowhere/report"),
     (["--url", "http://127.0.0.1:1", "--suites", "agreement"], "suite 'agreement'"),
 ])
 def test_refusals(arguments, message):

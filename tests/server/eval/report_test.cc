@@ -220,6 +220,17 @@ TEST(TargetsTest, ComparesWithDense) {
   EXPECT_THAT(missed, ElementsAre(false, false, false, true, false, true));
 }
 
+TEST(TargetsTest, TheTargetItselfIsHeld) {
+  EvalReport report = TwoPolicies();
+  report.policies[1].scores[0].score = 1 - 0.04;  // in doubles, more than 0.04 below 1
+  report.policies[1].scores[1].score = 0.5 + 0.03;
+  report.policies[1].scores[4].score = 0.98;
+  const std::vector<PolicyChecks> all = CheckAgainstDense(report);
+  for (const size_t check : {0, 1, 2, 3, 4}) EXPECT_FALSE(all[0].checks[check].Missed()) << check;
+  report.policies[1].scores[0].score = 0.959;
+  EXPECT_TRUE(CheckAgainstDense(report)[0].checks[1].Missed());
+}
+
 TEST(TargetsTest, WhatWasNotMeasuredIsNoTarget) {
   EvalReport report = TwoPolicies();
   report.policies[1].scores.resize(1);
