@@ -38,6 +38,7 @@ struct QueryForms {
   // The row of query `token`, which stands at `position`, for keys of a chunk: [H, D]. Keys of
   // later chunks are masked, whatever the form.
   LH_DEVICE Global<const BF16> Row(int64_t token, int position, int key_chunk) const {
+    if (!next) return own + token * own_stride;  // saves plain attention the division
     const int n_chunks_back = ChunkOf(position) - key_chunk;
     if (n_chunks_back <= 0) return own + token * own_stride;
     return n_chunks_back == 1 ? next + token * next_stride : far + token * far_stride;
