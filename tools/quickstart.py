@@ -11,9 +11,11 @@ import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [os.path.join(ROOT, "tools"), os.path.join(ROOT, "tools", "lookup")]
@@ -121,23 +123,26 @@ def post(port, path, body):
 
 
 def stream(port, path, body, mode, salt):
-    """Sends a prompt with this prefill; returns the text, the prompt's tokens, and the server's report."""
+    """Sends a prompt with this prefill; returns the text, the prompt's tokens, and the server's report. Prompts of
+    another salt find none of this one's pages in the prefix cache."""
     body |= {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}, "return_progress": True,
              "sparse": {"mode": mode}, "cache_salt": salt}
     bar, text, usage, report = ProgressBar(mode), "", {}, {}
-    for event in events(post(port, path, body)):
-        if event.get("prompt_progress"):
-            bar.show(event["prompt_progress"])
-        for choice in event["choices"]:
-            text += choice["text"] if "text" in choice else choice["delta"].get("content") or ""
-        usage = event.get("usage") or usage
-        report = event.get("longhaul") or report
+    with post(port, path, body) as response:
+        for event in events(response):
+            if event.get("prompt_progress"):
+                bar.show(event["prompt_progress"])
+            for choice in event["choices"]:
+                text += choice["text"] if "text" in choice else choice["delta"].get("content") or ""
+            usage = event.get("usage") or usage
+            report = event.get("longhaul") or report
     bar.end()
     return text, usage["prompt_tokens"], report
 
 
 def complete(port, prompt, mode, salt):
-    return stream(port, "/v1/completions", {"prompt": prompt, "max_tokens": 4}, mode, salt)  # nine digits are three tokens
+    body = {"prompt": prompt, "max_tokens": 4}  # nine digits are three tokens
+    return stream(port, "/v1/completions", body, mode, salt)
 
 
 def chat(port, prompt, mode, salt):
@@ -145,47 +150,61 @@ def chat(port, prompt, mode, salt):
     return stream(port, "/v1/chat/completions", body, mode, salt)
 
 
-def read_facts(port, options):
-    """Asks for every fact of one text under each mode: {mode: [(question, value, answer, tokens, report)]}."""
-    count = lambda text: json.load(post(port, "/tokenize", {"prompt": text}))["count"]
-    story = make_story(options.tokens, options.seed, count)
-    asked = {}
-    for mode in MODES:
-        # Different salts: the second must not find the first one's pages.
-        asked[mode] = [(fact.question, fact.value, *chat(port, story.prompt(fact), mode, f"quickstart-{mode}"))
-                       for fact in story.facts]
-    return asked
+@dataclass
+class Reply:
+    question: str
+    value: str   # what the answer has to hold
+    answer: str
+    prompt_tokens: int
+    report: dict  # the server's: timings, and what the sparse prefill computed
+
+    @property
+    def right(self):
+        return self.value in self.answer
+
+    @property
+    def ttft_s(self):
+        return self.report["timings"]["ttft_s"]
 
 
-def look_up(port, options):
-    """The same of one key, which the prompt ends by asking for."""
+def read_facts(port, options, mode):
+    """Replies to a question about every fact of one text."""
+    def count_tokens(text):
+        with post(port, "/tokenize", {"prompt": text}) as response:
+            return json.load(response)["count"]
+
+    story = make_story(options.tokens, options.seed, count_tokens)
+    return [Reply(fact.question, fact.value, *chat(port, story.prompt(fact), mode, f"quickstart-{mode}"))
+            for fact in story.facts]
+
+
+def look_up(port, options, mode):
+    """The reply to the one key that the prompt ends by asking for."""
     haystack = make_haystack(options.tokens, options.depth, options.seed)
     question = haystack.prompt[haystack.prompt.rindex("The code of"):]
-    return {mode: [(question, haystack.answer, *complete(port, haystack.prompt, mode, f"quickstart-{mode}"))]
-            for mode in MODES}
+    return [Reply(question, haystack.answer, *complete(port, haystack.prompt, mode, f"quickstart-{mode}"))]
 
 
-def print_answers(asked):
-    questions = [row[:2] for row in asked[MODES[0]]]
-    width = max(len(question) for question, _ in questions)
-    print(f"\n{'':<{width}}  {'expected':<10}" + "".join(f"{mode:<8}" for mode in MODES))
-    for i, (question, value) in enumerate(questions):
-        verdicts = "".join(f"{'right' if value in asked[mode][i][2] else 'WRONG':<8}" for mode in MODES)
-        print(f"{question:<{width}}  {value:<10}{verdicts}")
+def print_answers(replies):
+    width = max(len(reply.question) for reply in replies[MODES[0]])
+    print(f"\n{'':<{width}}  {'expected':<10}" + "".join(f"{mode:<8}" for mode in MODES).rstrip())
+    for row in zip(*(replies[mode] for mode in MODES)):
+        verdicts = "".join(f"{'right' if reply.right else 'WRONG':<8}" for reply in row).rstrip()
+        print(f"{row[0].question:<{width}}  {row[0].value:<10}{verdicts}")
 
 
-def print_table(asked):
+def print_table(replies):
+    """TTFT and what follows it: of the first question; cached: median of the others."""
     print(f"\n{'prefill':<9}{'right':>7}{'TTFT':>11}{'cached':>11}{'tokenize':>11}{'prefill':>11}{'density':>10}"
           f"{'recall':>9}{'min':>8}")
-    for mode, rows in asked.items():
-        first, cached = rows[0][4], [row[4]["timings"]["ttft_s"] for row in rows[1:]]
-        timings, sparse = first["timings"], first["sparse"]
-        right = f"{sum(value in answer for _, value, answer, _, _ in rows)} of {len(rows)}"
-        seconds = [timings["ttft_s"], sorted(cached)[len(cached) // 2] if cached else None, timings["tokenize_s"],
-                   timings["prefill_s"]]
-        cells = "".join(f"{'-' if s is None else f'{s:.3f} s':>11}" for s in seconds)
-        print(f"{mode:<9}{right:>7}{cells}{100 * sparse['density']:>8.1f} %{sparse['recall_mean']:>9.4f}"
-              f"{sparse['recall_min']:>8.3f}")
+    for mode, (first, *others) in replies.items():
+        timings, sparse = first.report["timings"], first.report["sparse"]
+        n_right = sum(reply.right for reply in (first, *others))
+        cached_s = statistics.median(reply.ttft_s for reply in others) if others else None
+        seconds = "".join(f"{'-' if s is None else f'{s:.3f} s':>11}"
+                          for s in (first.ttft_s, cached_s, timings["tokenize_s"], timings["prefill_s"]))
+        print(f"{mode:<9}{f'{n_right} of {1 + len(others)}':>7}{seconds}{100 * sparse['density']:>8.1f} %"
+              f"{sparse['recall_mean']:>9.4f}{sparse['recall_min']:>8.3f}")
 
 
 def main():
@@ -193,7 +212,7 @@ def main():
     parser.add_argument("--binary", required=True, help="the longhaul program")
     parser.add_argument("--model", choices=("models/longhaul-mini", "models/lookup"), default="models/longhaul-mini")
     parser.add_argument("--tokens", type=int, help="length of the prompt [32768; models/lookup: 131072]")
-    parser.add_argument("--depth", type=float, default=0.5, help="where the key of models/lookup is: 0 = start, 1 = end")
+    parser.add_argument("--depth", type=float, default=0.5, help="of the key of models/lookup: 0 = start, 1 = end")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     reads = options.model != "models/lookup"
@@ -205,24 +224,22 @@ def main():
 
     log_path = os.path.join(ROOT, "build", "quickstart-server.log")
     with Server(options.binary, log_path, os.path.join(ROOT, options.model)) as server:
-        print(f"asking {options.model} for what {'a text' if reads else 'a prompt'} of about {options.tokens} tokens tells")
-        asked = (read_facts if reads else look_up)(server.port, options)
-    print_answers(asked)
-    print_table(asked)
-    (_, _, _, n_prompt, dense), (_, _, _, _, sample) = asked["dense"][0], asked["sample"][0]
-    ttft_dense, ttft_sample = dense["timings"]["ttft_s"], sample["timings"]["ttft_s"]
-    n_right = {mode: sum(value in answer for _, value, answer, _, _ in rows) for mode, rows in asked.items()}
-    answer_ok = all(n == len(asked["dense"]) for n in n_right.values())
-    print(f"sparse prefill: {ttft_dense / ttft_sample:.2f} times as fast to the first token\n")
+        print(f"asking {options.model} for what a text of about {options.tokens} tokens tells", flush=True)
+        ask = read_facts if reads else look_up
+        replies = {mode: ask(server.port, options, mode) for mode in MODES}
+    print_answers(replies)
+    print_table(replies)
+    dense, sample = replies["dense"][0], replies["sample"][0]
+    answer_ok = all(reply.right for mode in MODES for reply in replies[mode])
+    print(f"sparse prefill: {dense.ttft_s / sample.ttft_s:.2f} times as fast to the first token\n")
     print(json.dumps({
         "model": options.model,
-        "prompt_tokens": n_prompt,
-        "ttft_dense_s": round(ttft_dense, 4),
-        "ttft_sample_s": round(ttft_sample, 4),
-        "speedup": round(ttft_dense / ttft_sample, 3),
-        "density": round(sample["sparse"]["density"], 5),
-        "recall_mean": round(sample["sparse"]["recall_mean"], 5),
-        "answers_right": n_right,
+        "prompt_tokens": dense.prompt_tokens,
+        "ttft_dense_s": round(dense.ttft_s, 4),
+        "ttft_sample_s": round(sample.ttft_s, 4),
+        "speedup": round(dense.ttft_s / sample.ttft_s, 3),
+        "density": round(sample.report["sparse"]["density"], 5),
+        "recall_mean": round(sample.report["sparse"]["recall_mean"], 5),
         "answer_ok": answer_ok,
     }))
     return 0 if answer_ok else 1

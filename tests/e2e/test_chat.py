@@ -1,4 +1,4 @@
-"""A trained model answers: facts told in a long text are asked for in a chat, as a client would, and the answers are right.
+"""A trained model answers: facts told in a long text are asked for in a chat, and the answers are right.
 
 The model is small and need not be right always: of four facts at four depths, three at least.
 """
