@@ -2,8 +2,8 @@
 //
 // Scores are computed as keys times queries: a warp keeps 32 keys in registers and walks over the
 // voting rows of every query head of the group, so that the sum over rows stays in the warp that
-// owns the keys. A block owns kBlockKeys keys: two pages of one chunk (dual_chunk.cuh), or the last
-// page of a chunk.
+// owns the keys. A block owns kMassBlockKeys keys: two pages of one chunk (dual_chunk.cuh), or the
+// last page of a chunk.
 //
 // In one page a row at position i = 64 a + b meets two bands: keys [0, b] of the page lie in band
 // a - page ("near"), the others in band a - page - 1 ("far"). The blocks store these two sums per
@@ -12,139 +12,16 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/checked_math.h"
-#include "kernels/cuda/dual_chunk.cuh"
 #include "kernels/cuda/head_dim.h"
-#include "kernels/cuda/kv_tiles.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/sample_mass_work.cuh"
 #include "kernels/cuda/sample_passes.h"
 
 namespace longhaul::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = kWarps * kWarpLanes;
-constexpr int kWarpKeys = 32;
-constexpr int kKeyRowTiles = kWarpKeys / 16;
-constexpr int kBlockKeys = kWarps * kWarpKeys;
-constexpr int kBlockPages = kBlockKeys / kTileKeys;
-static_assert(kBlockPages == 2 && kTileKeys == kBandWidth);
-constexpr int kItemRows = 64;  // voting rows of one head that are loaded at a time
-static_assert(kBlockPages * kItemRows == kThreads, "one thread per row and page");
-
 // Partial bands of more heads than fit are computed in several rounds.
 constexpr int64_t kRoundBytes = int64_t{64} << 20;
-
-struct MassParams {
-  QueryForms queries;  // [T, H, D]
-  int32_t q_begin = 0;
-  PagedKv kv;
-  float scale_log2 = 0;
-  int32_t sink = 0;            // keys below count for no row
-  int32_t reach = 0;           // distances below count for no row
-  Global<const int32_t> rows;  // [n_voting]
-  int32_t n_voting = 0;
-  int32_t group = 0;
-  int32_t n_keys = 0;
-  int32_t n_pages = 0;
-  int32_t kv_head_begin = 0;     // of this round
-  int32_t out_begin = 0;         // row of the outputs of its first query head
-  Global<const uint8_t> choice;  // [H] or null
-  Global<const float> lse;       // [H, R] natural
-  int64_t lse_stride = 0;
-  Global<float> mass_sum;  // [heads, N]
-  Global<float> mass_max;
-  Global<float> band_mass;  // [heads, n_pages] or null
-  int64_t mass_sum_stride = 0;
-  int64_t mass_max_stride = 0;
-  int64_t band_mass_stride = 0;
-  Global<float> partials;  // [heads of the round, near | far, n_voting, n_pages]
-};
-
-LH_DEVICE int64_t PartialAt(const MassParams& p, int head, int far, int row, int page) {
-  return ((int64_t{2} * head + far) * p.n_voting + row) * p.n_pages + page;
-}
-
-// The pages of a block.
-struct BlockPages {
-  int begin;
-  int end;
-  LH_DEVICE int first_key() const { return begin * kTileKeys; }
-};
-
-LH_HOST_DEVICE int BlocksPerChunk(const MassParams& p) {
-  return (std::min(p.queries.chunk_tiles, p.n_pages) + kBlockPages - 1) / kBlockPages;
-}
-
-LH_DEVICE int KeyEnd(const MassParams& p, const BlockPages& pages) {
-  return std::min(pages.end * kTileKeys, p.n_keys);
-}
-
-LH_DEVICE BlockPages PagesOfBlock(const MassParams& p) {
-  const int chunk = BlockX() / BlocksPerChunk(p);
-  BlockPages pages;
-  pages.begin = chunk * p.queries.chunk_tiles + BlockX() % BlocksPerChunk(p) * kBlockPages;
-  const int chunk_end = p.queries.FirstKey(chunk + 1) / kTileKeys;
-  pages.end = std::min(std::min(pages.begin + kBlockPages, chunk_end), p.n_pages);
-  return pages;
-}
-
-// What a thread needs to know about a voting row.
-struct RowInfo {
-  float lse_log2;
-  uint32_t limit;  // keys [sink, sink + limit) count
-  int32_t position;
-};
-
-// Up to kItemRows voting rows of one query head of the group.
-struct Item {
-  int32_t head;  // in the group; G: no more
-  int32_t first_row;
-};
-
-LH_DEVICE bool IsSkipped(const MassParams& p, int kv_head, int head) {
-  return p.choice && p.choice[int64_t{kv_head} * p.group + head] == kChosen;
-}
-
-// The first item of `head` or of the next one that is not skipped.
-LH_DEVICE Item FirstItem(const MassParams& p, int kv_head, int head) {
-  while (head < p.group && IsSkipped(p, kv_head, head)) ++head;
-  return {.head = head, .first_row = 0};
-}
-
-LH_DEVICE Item NextItem(const MassParams& p, int kv_head, Item item) {
-  item.first_row += kItemRows;
-  return item.first_row < p.n_voting ? item : FirstItem(p, kv_head, item.head + 1);
-}
-
-// The queries of an item in the form for keys of `key_chunk`.
-template <int kHeadDim>
-LH_DEVICE void CopyItemAsync(const MassParams& p, int kv_head, Item item, int key_chunk,
-                             Shared<BF16> queries, Shared<RowInfo> infos) {
-  constexpr int kPieces = kHeadDim / 8;
-  const int64_t head = int64_t{kv_head} * p.group + item.head;
-  for (int piece = ThreadId(); piece < kItemRows * kPieces; piece += kThreads) {
-    const int row = piece / kPieces;
-    const bool valid = item.first_row + row < p.n_voting;
-    Global<const BF16> from = p.queries.own;
-    if (valid) {
-      const int32_t token = p.rows[item.first_row + row];
-      from = p.queries.Row(token, p.q_begin + token, key_chunk) +
-             (head * kHeadDim + piece % kPieces * 8);
-    }
-    CopyAsync16(queries + (piece * 8 + row * kTilePad), from, valid);
-  }
-  CopyAsyncCommit();
-  if (ThreadId() >= kItemRows) return;
-  const int row = item.first_row + ThreadId();
-  RowInfo info = {.lse_log2 = 0.0f, .limit = 0, .position = 0};
-  if (row < p.n_voting) {
-    info.position = p.q_begin + p.rows[row];
-    info.lse_log2 = p.lse[head * p.lse_stride + row] * kLog2E;
-    const int n_counted = info.position - p.reach - p.sink + 1;
-    info.limit = static_cast<uint32_t>(std::max(n_counted, 0));
-  }
-  infos[ThreadId()] = info;
-}
 
 // The sums over the eight lanes with the same lane % 4 of eight values; lane l gets value
 // l / 4. Each step hands half of the values to the partner and adds what comes back.
@@ -231,10 +108,10 @@ LH_DEVICE void StoreMass(const MassParams& p, int64_t out_row, int warp_key, int
 }
 
 // Adds the two warps of each page; thread t takes row t / 2 of page t % 2.
-LH_DEVICE void StoreBands(const MassParams& p, int head, Item item, const BlockPages& pages,
+LH_DEVICE void StoreBands(const MassParams& p, int head, MassItem item, const MassPages& pages,
                           Shared<float> bands) {
-  const int page = ThreadId() % kBlockPages;
-  const int row = ThreadId() / kBlockPages;
+  const int page = ThreadId() % kMassBlockPages;
+  const int row = ThreadId() / kMassBlockPages;
   if (item.first_row + row >= p.n_voting || pages.begin + page >= pages.end) return;
   LH_UNROLL
   for (int far = 0; far < 2; ++far) {
@@ -247,17 +124,17 @@ LH_DEVICE void StoreBands(const MassParams& p, int head, Item item, const BlockP
 
 // For keys that no voting row counts.
 LH_DEVICE void StoreZeros(const MassParams& p, int kv_head, int first_head,
-                          const BlockPages& pages) {
+                          const MassPages& pages) {
   const KeyMass zero;
-  const int warp_key = pages.first_key() + WarpId() * kWarpKeys;
+  const int warp_key = pages.first_key() + WarpId() * kMassWarpKeys;
   for (int head = 0; head < p.group; ++head) {
     if (IsSkipped(p, kv_head, head)) continue;
     StoreMass(p, p.out_begin + first_head + head, warp_key, KeyEnd(p, pages), zero);
     if (!p.band_mass) continue;
-    for (int i = ThreadId(); i < 2 * p.n_voting * kBlockPages; i += kThreads) {
-      const int page = pages.begin + i % kBlockPages;
-      const int row = i / kBlockPages % p.n_voting;
-      const int far = i / kBlockPages / p.n_voting;
+    for (int i = ThreadId(); i < 2 * p.n_voting * kMassBlockPages; i += kMassThreads) {
+      const int page = pages.begin + i % kMassBlockPages;
+      const int row = i / kMassBlockPages % p.n_voting;
+      const int far = i / kMassBlockPages / p.n_voting;
       if (page < pages.end) p.partials[PartialAt(p, first_head + head, far, row, page)] = 0.0f;
     }
   }
@@ -268,10 +145,10 @@ LH_DEVICE void StoreZeros(const MassParams& p, int kv_head, int first_head,
 template <class T, int kHeadDim>
 LH_DEVICE void LoadPage(Shared<BF16> tile, Global<const uint8_t> from, int n_valid) {
   if constexpr (!kIsFp8<T>) {
-    CopyTileAsync<kHeadDim, kTileKeys, kThreads>(tile, from, n_valid, ThreadId());
+    CopyTileAsync<kHeadDim, kTileKeys, kMassThreads>(tile, from, n_valid, ThreadId());
   } else {
     constexpr int kPieces = kHeadDim / 8;  // of 8 bytes, in a row
-    for (int piece = ThreadId(); piece < kTileKeys * kPieces; piece += kThreads) {
+    for (int piece = ThreadId(); piece < kTileKeys * kPieces; piece += kMassThreads) {
       const int row = piece / kPieces;
       U32x4 wide = {};
       if (row < n_valid) {
@@ -288,7 +165,7 @@ template <class T, int kHeadDim>
 LH_DEVICE void LoadKeys(const MassParams& p, int kv_head, int first_page, Shared<BF16> tiles,
                         uint32_t (&keys)[kHeadDim / 16][kKeyRowTiles][4]) {
   LH_UNROLL
-  for (int i = 0; i < kBlockPages; ++i) {
+  for (int i = 0; i < kMassBlockPages; ++i) {
     const int page = first_page + i;
     const int n_valid = p.n_keys - page * kTileKeys;
     const int page_id = p.kv.pages[std::min(page, p.n_pages - 1)];
@@ -303,7 +180,7 @@ LH_DEVICE void LoadKeys(const MassParams& p, int kv_head, int first_page, Shared
     LH_UNROLL
     for (int r = 0; r < kKeyRowTiles; ++r) {
       LoadRowFragment<kHeadDim>(keys[column / 16][r],
-                                tiles + TileElements<kHeadDim>(WarpId() * kWarpKeys + r * 16),
+                                tiles + TileElements<kHeadDim>(WarpId() * kMassWarpKeys + r * 16),
                                 column);
     }
   }
@@ -312,30 +189,30 @@ LH_DEVICE void LoadKeys(const MassParams& p, int kv_head, int first_page, Shared
 // Whether any voting row counts any of the block's keys; the same in all threads.
 LH_DEVICE bool IsCounted(const MassParams& p, int first_key) {
   bool counts = false;
-  for (int row = ThreadId(); row < p.n_voting; row += kThreads) {
+  for (int row = ThreadId(); row < p.n_voting; row += kMassThreads) {
     const int end = p.q_begin + p.rows[row] - p.reach + 1;
-    counts |= end > first_key && first_key + kBlockKeys > p.sink;
+    counts |= end > first_key && first_key + kMassBlockKeys > p.sink;
   }
   return SyncThreadsOr(counts);
 }
 
 // Grid [MassBlocks, kv heads of the round].
 template <class T, int kHeadDim>
-LH_KERNEL(kThreads, 3)
+LH_KERNEL(kMassThreads, 3)
 MassKernel(MassParams p) {
   SharedArena arena;
   // The keys first, then two items of queries in the same place.
-  Shared<BF16> tiles = arena.Carve<BF16>(TileElements<kHeadDim>(kBlockKeys));
-  static_assert(kBlockKeys == 2 * kItemRows);
+  Shared<BF16> tiles = arena.Carve<BF16>(TileElements<kHeadDim>(kMassBlockKeys));
+  static_assert(kMassBlockKeys == 2 * kItemRows);
   Shared<RowInfo> infos = arena.Carve<RowInfo>(2 * kItemRows);
-  Shared<float> bands = arena.Carve<float>(kWarps * kItemRows * 2);
+  Shared<float> bands = arena.Carve<float>(kMassWarps * kItemRows * 2);
 
-  const BlockPages pages = PagesOfBlock(p);
+  const MassPages pages = PagesOfBlock(p);
   const int key_chunk = p.queries.ChunkOfTile(pages.begin);
   const int kv_head = p.kv_head_begin + BlockY();
   const int first_head = BlockY() * p.group;  // in this round
-  const int warp_key = pages.first_key() + WarpId() * kWarpKeys;
-  Item item = FirstItem(p, kv_head, 0);
+  const int warp_key = pages.first_key() + WarpId() * kMassWarpKeys;
+  MassItem item = FirstItem(p, kv_head, 0);
   if (item.head == p.group) return;
 
   if (!IsCounted(p, pages.first_key())) {
@@ -350,7 +227,7 @@ MassKernel(MassParams p) {
   CopyItemAsync<kHeadDim>(p, kv_head, item, key_chunk, tiles, infos);
   KeyMass mass;
   for (int stage = 0; item.head < p.group; stage = 1 - stage) {
-    const Item next = NextItem(p, kv_head, item);
+    const MassItem next = NextItem(p, kv_head, item);
     CopyAsyncWait<0>();
     SyncThreads();  // the item is there, and nobody reads the other one any more
     if (next.head < p.group) {
@@ -374,9 +251,9 @@ MassKernel(MassParams p) {
   }
 }
 
-// Grid [ceil(n_pages / kThreads), heads of the round]: band b of a head.
-LH_KERNEL(kThreads, 1) BandKernel(MassParams p) {
-  const int band = BlockX() * kThreads + ThreadId();
+// Grid [ceil(n_pages / kMassThreads), heads of the round]: band b of a head.
+LH_KERNEL(kMassThreads, 1) BandKernel(MassParams p) {
+  const int band = BlockX() * kMassThreads + ThreadId();
   const int head = BlockY();
   const int kv_head = p.kv_head_begin + head / p.group;
   if (band >= p.n_pages || IsSkipped(p, kv_head, head % p.group)) return;
@@ -400,17 +277,17 @@ int64_t KvHeadsOfRound(int64_t n_kv_heads, int64_t kv_head_bytes) {
 // BlocksPerChunk for each whole chunk of keys, fewer for the last one.
 int MassBlocks(const MassParams& p) {
   const int rest = p.n_pages % p.queries.chunk_tiles;
-  return p.n_pages / p.queries.chunk_tiles * BlocksPerChunk(p) + CeilDiv(rest, kBlockPages);
+  return p.n_pages / p.queries.chunk_tiles * BlocksPerChunk(p) + CeilDiv(rest, kMassBlockPages);
 }
 
 template <class T, int kHeadDim>
 cudaError_t LaunchMass(const MassParams& p, int64_t n_kv_heads, cudaStream_t stream) {
-  constexpr int kSmemBytes = CarvedBytes<BF16>(TileElements<kHeadDim>(kBlockKeys)) +
+  constexpr int kSmemBytes = CarvedBytes<BF16>(TileElements<kHeadDim>(kMassBlockKeys)) +
                              CarvedBytes<RowInfo>(2 * kItemRows) +
-                             CarvedBytes<float>(kWarps * kItemRows * 2);
+                             CarvedBytes<float>(kMassWarps * kItemRows * 2);
   return Launch({.name = "sample mass",
                  .grid = {static_cast<unsigned>(MassBlocks(p)), static_cast<unsigned>(n_kv_heads)},
-                 .block = kThreads,
+                 .block = kMassThreads,
                  .smem_bytes = kSmemBytes,
                  .stream = stream},
                 MassKernel<T, kHeadDim>, p);
@@ -418,9 +295,9 @@ cudaError_t LaunchMass(const MassParams& p, int64_t n_kv_heads, cudaStream_t str
 
 cudaError_t LaunchBands(const MassParams& p, int64_t n_kv_heads, cudaStream_t stream) {
   return Launch({.name = "sample mass: bands",
-                 .grid = {static_cast<unsigned>(CeilDiv(p.n_pages, kThreads)),
+                 .grid = {static_cast<unsigned>(CeilDiv(p.n_pages, kMassThreads)),
                           static_cast<unsigned>(n_kv_heads * p.group)},
-                 .block = kThreads,
+                 .block = kMassThreads,
                  .stream = stream},
                 BandKernel, p);
 }
