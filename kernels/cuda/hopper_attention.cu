@@ -42,7 +42,6 @@ class DenseTiles {
   LH_DEVICE bool IsEmpty() const { return work_.tile_begin == work_.tile_end; }
   LH_DEVICE int first_tile() const { return work_.tile_begin; }
   LH_DEVICE bool Has(int tile) const { return tile < work_.tile_end; }
-  LH_DEVICE bool IsSeen(int) const { return true; }
 
   LH_DEVICE bool IsMasked(int tile) const {
     return tile * kBlockKeys < whole_.begin || (tile + 1) * kBlockKeys > whole_.end;

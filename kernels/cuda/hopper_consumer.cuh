@@ -4,7 +4,11 @@
 // The schedule is that of FlashAttention-3 (Shah et al. 2024, section 3): inside a consumer the
 // softmax of a tile runs beside the product of the tile before with its values, and the two
 // consumers of a block take turns at issuing products, so that one's softmax also runs beside the
-// other's products. A tile that the rows of one consumer cannot see is passed over by it.
+// other's products.
+//
+// Both multiply every tile of the block. To pass over those that the 64 rows of one of them cannot
+// see was built and taken out: of the tiles of a band, two times 64 keys, that is never both
+// halves.
 #pragma once
 
 #include "kernels/cuda/hopper_tiles.cuh"
@@ -31,8 +35,8 @@ struct BlockMemory {
     keys.CarveBarriers(arena);
     values.CarveBarriers(arena);
   }
-  // By one thread, which then makes them known by FenceProxyAsync() and a barrier. A slot is full
-  // after n_arrivals of the producer, and the bytes that these announced.
+  // By one thread; a barrier makes them known, and before tensor copies use them FenceProxyAsync().
+  // A slot is full after n_arrivals of the producer, and the bytes that these announced.
   LH_DEVICE void InitBarriers(int n_arrivals) const {
     keys.InitBarriers(n_arrivals);
     values.InitBarriers(n_arrivals);
@@ -51,8 +55,8 @@ struct BlockMemory {
 // which rows and which tiles:
 //   n_rows, first_row()       of all; of this consumer
 //   TokenOf(row), HeadOf(row)
-//   first_tile, Has(tile)     the tiles, in order. Of tile n + 1, this is known once the keys of
-//   IsSeen(tile)              tile n are there; whether this consumer needs it
+//   IsEmpty(), first_tile()   whether there is no tile; the tiles, in order
+//   Has(tile)                 of tile n + 1, this is known once the keys of tile n are there
 //   IsMasked(tile), Mask(tile, scores)
 template <int kHeadDim, class Params, class Tiles>
 class Consumer {
@@ -77,58 +81,48 @@ class Consumer {
 
   LH_DEVICE void Run() {
     CopyQueries();
-    int tile = tiles_.first_tile();
     if (tiles_.IsEmpty()) return;
     if (index_ == 1) PassTurn();  // the first consumer begins
+    int tile = tiles_.first_tile();
     Slot slot;
-    do {  // once per run of tiles that are seen
+    keys_.Wait(slot);
+    TakeTurn();
+    WgmmaFence(scores_);
+    StartScores(slot);
+    EndTurn(tile);
+    WgmmaWait<0>(scores_);
+    keys_.Release(slot);
+    float decay[2];
+    Softmax(tile, decay);
+    PackWeights();
+    while (tiles_.Has(tile + 1)) {
+      ++tile;
+      const Slot before = slot;
+      slot.Advance();
       keys_.Wait(slot);
       TakeTurn();
-      if (!tiles_.IsSeen(tile)) {
-        EndTurn(tile);
-        PassOver(slot);
-        slot.Advance();
-        continue;
-      }
-      WgmmaFence(scores_);
+      WgmmaFence(scores_, output_, weights_);
       StartScores(slot);
+      values_.Wait(before);
+      StartValues(before);
       EndTurn(tile);
-      WgmmaWait<0>(scores_);
+      WgmmaWait<1>(scores_);
       keys_.Release(slot);
-      float decay[2];
       Softmax(tile, decay);
+      // Nobody reads it. But ptxas (13.0) moves a wait for wgmma up through arithmetic, here
+      // through the whole softmax, which would then run beside no product; through a store it does
+      // not.
+      unread_[ThreadId() % kWarpGroupThreads] = sum_[0] + sum_[1];
+      WgmmaWait<0>(output_, weights_);
+      values_.Release(before);
       PackWeights();
       ScaleOutput(decay);
-      while (tiles_.Has(tile + 1) && tiles_.IsSeen(tile + 1)) {
-        ++tile;
-        const Slot before = slot;
-        slot.Advance();
-        keys_.Wait(slot);
-        TakeTurn();
-        WgmmaFence(scores_, output_, weights_);
-        StartScores(slot);
-        values_.Wait(before);
-        StartValues(before);
-        EndTurn(tile);
-        WgmmaWait<1>(scores_);
-        keys_.Release(slot);
-        Softmax(tile, decay);
-        // Nobody reads it. But ptxas (13.0) moves a wait for wgmma up through arithmetic, here
-        // through the whole softmax, which would then run beside no product; through a store it
-        // does not.
-        unread_[ThreadId() % kWarpGroupThreads] = sum_[0] + sum_[1];
-        WgmmaWait<0>(output_, weights_);
-        values_.Release(before);
-        PackWeights();
-        ScaleOutput(decay);
-      }
-      values_.Wait(slot);
-      WgmmaFence(output_, weights_);
-      StartValues(slot);
-      WgmmaWait<0>(output_, weights_);
-      values_.Release(slot);
-      slot.Advance();
-    } while (tiles_.Has(++tile));
+    }
+    values_.Wait(slot);
+    WgmmaFence(output_, weights_);
+    StartValues(slot);
+    WgmmaWait<0>(output_, weights_);
+    values_.Release(slot);
   }
 
   LH_DEVICE void Write() {
@@ -185,14 +179,6 @@ class Consumer {
   // Passed only where it is taken: not by the second consumer after the last tile.
   LH_DEVICE void EndTurn(int tile) const {
     if (index_ == 0 || tiles_.Has(tile + 1)) PassTurn();
-  }
-
-  // A tile that this consumer does not need. Waits for the values all the same: a slot of which a
-  // consumer has not seen that it is full is not its to release.
-  LH_DEVICE void PassOver(Slot slot) const {
-    keys_.Release(slot);
-    values_.Wait(slot);
-    values_.Release(slot);
   }
 
   // scores = q k^T, under way.

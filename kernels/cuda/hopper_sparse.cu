@@ -33,7 +33,6 @@ HopperSparseKernel(LH_GRID_CONSTANT const SparseParams p) {
   if (ThreadId() == 0) {
     memory.InitBarriers(/*n_arrivals=*/kCopyWarps);
     queue.InitBarriers();
-    FenceProxyAsync();
   }
   SyncThreads();
   // The same in all lanes, and the compiler shall know: else it runs products one after another.

@@ -18,16 +18,17 @@ namespace longhaul::cuda::hopper {
 
 inline constexpr int kCopyWarps = 2;  // for keys, and as many for values
 inline constexpr int kCopyThreads = kCopyWarps * kWarpLanes;
-inline constexpr int kRawReady =
-    5;  // named barriers of the warps for keys, and of those for values
+
+// Named barriers of the warps for keys, and of those for values.
+inline constexpr int kRawReady = 5;
 
 // What the block knows of its tiles: a ring that one warp fills and all read.
 //
-// While keys n are copied, n + 1 is filled. By then all consumers have released keys n - 2, so the
-// values before those of n - 3, so n - 4 is the last that nobody uses: six tiles are in use.
+// While keys n are copied, n + 1 is filled. By then all consumers have released keys n - 2, before
+// which they have seen values n - 3, so nobody needs to know n - 3 any more: four tiles are in use.
 class TileQueue {
  public:
-  static constexpr int kTiles = 8;
+  static constexpr int kTiles = 4;
   using Slots = TileSlots<2 * kTiles>;
   static constexpr int kBytes =
       Slots::kBytes + CarvedBytes<uint32_t>(kTiles) + CarvedBytes<TransactionBarrier>(kTiles);
@@ -37,7 +38,7 @@ class TileQueue {
         flags_(arena.Carve<uint32_t>(kTiles)),
         ready_(arena.Carve<TransactionBarrier>(kTiles)) {}
 
-  // As BlockMemory::InitBarriers.
+  // By one thread; a barrier makes them known.
   LH_DEVICE void InitBarriers() const {
     for (int i = 0; i < kTiles; ++i) InitTransactions(ready_ + i, 1);
   }
@@ -66,14 +67,12 @@ class TileQueue {
   }
 
   LH_DEVICE bool Has(int tile) const { return Is(tile, kExists); }
-  LH_DEVICE bool IsSeen(int tile, int consumer) const { return Is(tile, kIsSeen << consumer); }
   LH_DEVICE bool IsMasked(int tile) const { return Is(tile, kIsMasked); }
   LH_DEVICE const Slots& slots() const { return slots_; }
 
  private:
   static constexpr uint32_t kExists = 1;
   static constexpr uint32_t kIsMasked = 2;
-  static constexpr uint32_t kIsSeen = 4;  // by the first consumer; 8: by the second
 
   LH_DEVICE uint32_t FlagsOf(int tile) const {
     uint32_t flags = 0;
@@ -81,14 +80,7 @@ class TileQueue {
     for (int half = 0; half < 2; ++half) {
       const TileMask mask = slots_.mask(2 * tile + half);
       if (mask != TileMask::kNone) flags |= kIsMasked;
-      if (mask == TileMask::kEmpty) continue;
-      flags |= kExists;
-      LH_UNROLL
-      for (int consumer = 0; consumer < kConsumers; ++consumer) {
-        if (slots_.IsSeen(2 * tile + half, consumer * kGroupRows, kGroupRows)) {
-          flags |= kIsSeen << consumer;
-        }
-      }
+      if (mask != TileMask::kEmpty) flags |= kExists;
     }
     return flags;
   }
@@ -100,7 +92,7 @@ class TileQueue {
 
   Slots slots_;
   Shared<uint32_t> flags_;            // [kTiles]
-  Shared<TransactionBarrier> ready_;  // [kTiles] that tiles 0, 8, 16, ... are filled, and so on
+  Shared<TransactionBarrier> ready_;  // [kTiles] whether a tile is filled
 };
 
 // The producer warp group. T: the elements of the cache.
@@ -240,7 +232,6 @@ class SparseTiles {
   LH_DEVICE bool IsEmpty() const { return false; }  // each row sees at least its own key
   LH_DEVICE int first_tile() const { return 0; }
   LH_DEVICE bool Has(int tile) const { return queue_.Has(tile); }
-  LH_DEVICE bool IsSeen(int tile) const { return queue_.IsSeen(tile, consumer_); }
   LH_DEVICE bool IsMasked(int tile) const { return queue_.IsMasked(tile); }
   LH_DEVICE void Mask(int tile, ScoreRegisters& scores) const {
     const int row = consumer_ * kGroupRows + WarpId() % 4 * 16;

@@ -70,8 +70,7 @@ TEST_F(HopperSparse, AnyOrderOfThreads) {
   }
 }
 
-// Bands of 128 rows that one consumer sees and the other does not, at the begin, between and at the
-// end of what the other sees; rows of a single consumer.
+// Bands on and off page borders; rows of a single consumer.
 TEST_F(HopperSparse, Bands) {
   ExpectMatches({{.n_tokens = 130, .q_begin = 331, .n_heads = 1}, {10, 64}, 1, 0.1, 0.5}, 2);
   ExpectMatches({{.n_tokens = 128, .q_begin = 1200, .n_heads = 2}, {0, 64}, 1, 0.01, 0.3}, 2);
