@@ -297,11 +297,10 @@ absl::Status CompleteMaxModelLen(ModelConfig& model, EngineConfig& config) {
 
 // Of the weights and the format they are computed in, of config.json as it is, and of the rotation
 // it resolved to: any change changes the KV.
-absl::StatusOr<uint64_t> ModelDigest(const std::string& model_dir, const Checkpoint& checkpoint,
-                                     std::optional<WeightFormat> format, const RopeConfig& rope) {
-  LH_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(model_dir + "/config.json"));
-  uint64_t digest =
-      XXH3_64bits_withSeed(file.bytes().data(), file.bytes().size(), checkpoint.Digest());
+uint64_t ModelDigest(const ModelSource& source, std::optional<WeightFormat> format,
+                     const RopeConfig& rope) {
+  uint64_t digest = XXH3_64bits_withSeed(&source.config_hash, sizeof(source.config_hash),
+                                         source.checkpoint.Digest());
   const int32_t format_tag = format ? 1 + static_cast<int32_t>(*format) : 0;
   digest = XXH3_64bits_withSeed(&format_tag, sizeof(format_tag), digest);
   const std::vector<double> frequencies = InverseFrequencies(rope);
@@ -314,8 +313,19 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
                                                      std::unique_ptr<Backend> backend,
                                                      EngineConfig& config, MemoryPlan* plan) {
   LH_RETURN_IF_ERROR(config.Validate());
-  LH_ASSIGN_OR_RETURN(ModelConfig parsed, LoadModelConfig(model_dir));
-  auto model = std::make_unique<ModelConfig>(std::move(parsed));
+  ModelSource source;
+  LH_ASSIGN_OR_RETURN(source.config, LoadModelConfig(model_dir));
+  LH_ASSIGN_OR_RETURN(const MappedFile config_json, MappedFile::Open(model_dir + "/config.json"));
+  source.config_hash = XXH3_64bits(config_json.bytes().data(), config_json.bytes().size());
+  LH_ASSIGN_OR_RETURN(source.checkpoint, Checkpoint::Open(model_dir));
+  return LoadRunner(source, std::move(backend), config, plan);
+}
+
+absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const ModelSource& source,
+                                                     std::unique_ptr<Backend> backend,
+                                                     EngineConfig& config, MemoryPlan* plan) {
+  LH_RETURN_IF_ERROR(config.Validate());
+  auto model = std::make_unique<ModelConfig>(source.config);
   ModelShape& shape = model->shape;
   LH_RETURN_IF_ERROR(CompleteMaxModelLen(*model, config));
   if (!backend->is_host() && config.kv_dtype == DType::kF32) {
@@ -348,10 +358,8 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_di
   if (backend->has_replay()) sizes.recorded = CountRecordedSteps(config, *model);
   LH_RETURN_IF_ERROR(PlanKvPool(config, layout, *backend, usable_bytes, sizes));
 
-  LH_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(model_dir));
-  LH_ASSIGN_OR_RETURN(config.model_digest,
-                      ModelDigest(model_dir, checkpoint, config.weight_format, model->rope));
-  LH_ASSIGN_OR_RETURN(ModelWeights loaded, LoadWeights(checkpoint, *model, *backend,
+  config.model_digest = ModelDigest(source, config.weight_format, model->rope);
+  LH_ASSIGN_OR_RETURN(ModelWeights loaded, LoadWeights(source.checkpoint, *model, *backend,
                                                        {.format = config.weight_format,
                                                         .cache_dir = config.weight_cache_dir}));
   auto weights = std::make_unique<ModelWeights>(std::move(loaded));

@@ -6,8 +6,10 @@
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <utility>
 
+#include "kernels/base/checked_math.h"
 #include "kernels/machine_peaks.h"
 #include "server/console.h"
 #include "server/random_model_run.h"
@@ -33,6 +35,37 @@ struct Report {
   std::vector<DecodeTiming> decodes = {};
 };
 
+// Seconds that the epochs left will take, if they go on getting longer as they did.
+double SecondsLeft(std::span<const double> epoch_seconds, int64_t n_left) {
+  const auto n_done = static_cast<double>(epoch_seconds.size());
+  const double last = epoch_seconds.back();
+  const double growth = n_done > 1 ? (last - epoch_seconds.front()) / (n_done - 1) : 0;
+  const auto n = static_cast<double>(n_left);
+  return std::max(n * last + growth * n * (n + 1) / 2, 0.0);
+}
+
+// A line on stderr every few seconds of a prefill.
+class EpochProgress {
+ public:
+  EpochProgress(int64_t n_tokens, int64_t epoch_tokens)
+      : n_tokens_(n_tokens), epoch_tokens_(epoch_tokens) {}
+
+  void operator()(int64_t n_done, std::span<const double> epoch_seconds) {
+    constexpr double kIntervalSeconds = 5;
+    silent_s_ += epoch_seconds.back();
+    if (n_done == n_tokens_ || silent_s_ < kIntervalSeconds) return;
+    silent_s_ = 0;
+    const double left_s = SecondsLeft(epoch_seconds, CeilDiv(n_tokens_ - n_done, epoch_tokens_));
+    fmt::print(stderr, "{} of {} tokens, about {} left\n", n_done, n_tokens_,
+               FormatDuration(left_s));
+  }
+
+ private:
+  const int64_t n_tokens_;
+  const int64_t epoch_tokens_;
+  double silent_s_ = 0;
+};
+
 // Policies take turns, so that a machine that slows down slows all of them.
 void RunPrefills(const BenchShapeOptions& options, const std::vector<SparseMode>& modes,
                  int64_t epoch_tokens, RandomModelRun& run, Report& report) {
@@ -42,7 +75,8 @@ void RunPrefills(const BenchShapeOptions& options, const std::vector<SparseMode>
     std::vector<std::vector<PrefillTiming>> timings(modes.size());
     for (int64_t repeat = 0; repeat < options.repeats; ++repeat) {
       for (size_t m = 0; m < modes.size(); ++m) {
-        timings[m].push_back(run.Prefill(n_tokens, modes[m]));
+        timings[m].push_back(
+            run.Prefill(n_tokens, modes[m], EpochProgress(n_tokens, epoch_tokens)));
         fmt::print(stderr, "{} tokens, {}: {}\n", n_tokens, SparseModeName(modes[m]),
                    FormatDuration(timings[m].back().seconds));
       }
@@ -103,8 +137,8 @@ absl::StatusOr<Report> Measure(const ServerConfig& server, const BenchShapeOptio
                 .shape = options.shape,
                 .weight_format = std::string(WeightFormatName(run->weight_format())),
                 .kv_dtype = std::string(DTypeName(run->kv_dtype())),
-                .n_parameters = run->weights().n_parameters,
-                .weight_bytes = run->weights().n_bytes,
+                .n_parameters = run->n_parameters(),
+                .weight_bytes = run->weight_bytes(),
                 .forced_density = options.density,
                 .has_peaks = run->backend().is_host()};
   // Before and after: others may use the machine during one of them.

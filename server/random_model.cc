@@ -18,8 +18,7 @@
 namespace longhaul {
 namespace {
 
-// All matrices are windows of one array of random numbers, each with a start of its own in its
-// first kStarts elements: a model's worth of numbers would take longer to make than to measure.
+// Each matrix has a start of its own in the first kStarts random numbers.
 constexpr int64_t kStarts = int64_t{1} << 20;
 constexpr int64_t kStep = 7919 * 32;
 
@@ -42,16 +41,15 @@ std::vector<BF16> RandomNumbers(int64_t n, int64_t hidden_size) {
   return numbers;
 }
 
-// Hands out the tensors of a checkpoint.
+// Hands out the tensors of a checkpoint. Borrows their data.
 class TensorMaker {
  public:
-  explicit TensorMaker(const ModelConfig& config)
-      : numbers_(RandomNumbers(LargestMatrix(config) + kStarts, config.shape.hidden_size)),
-        ones_(config.shape.hidden_size, ToBF16(1.0f)) {}
+  TensorMaker(std::span<const BF16> numbers, std::span<const BF16> ones)
+      : numbers_(numbers), ones_(ones) {}
 
   void Matrix(const std::string& name, int64_t n_rows, int64_t n_columns) {
     const auto n = static_cast<size_t>(n_rows * n_columns);
-    Add(name, {n_rows, n_columns}, std::span(numbers_).subspan(static_cast<size_t>(start_), n));
+    Add(name, {n_rows, n_columns}, numbers_.subspan(static_cast<size_t>(start_), n));
     start_ = (start_ + kStep) % kStarts;
   }
   void Norm(const std::string& name) { Add(name, {static_cast<int64_t>(ones_.size())}, ones_); }
@@ -62,8 +60,8 @@ class TensorMaker {
     tensors_[name] = {.dtype = "BF16", .shape = std::move(shape), .data = std::as_bytes(data)};
   }
 
-  const std::vector<BF16> numbers_;
-  const std::vector<BF16> ones_;
+  const std::span<const BF16> numbers_;
+  const std::span<const BF16> ones_;
   TensorMap tensors_;
   int64_t start_ = 0;
 };
@@ -144,17 +142,17 @@ int64_t RandomWeightsBytes(const ModelConfig& config, std::optional<WeightFormat
   return static_cast<int64_t>(std::min(n_bytes, 0x1p62));
 }
 
-absl::StatusOr<ModelWeights> MakeRandomWeights(const ModelConfig& config, Backend& backend,
-                                               std::optional<WeightFormat> format) {
-  TensorMaker maker(config);
+RandomModel::RandomModel(ModelConfig config)
+    : numbers_(RandomNumbers(LargestMatrix(config) + kStarts, config.shape.hidden_size)),
+      ones_(config.shape.hidden_size, ToBF16(1.0f)) {
+  TensorMaker maker(numbers_, ones_);
   const ModelShape& shape = config.shape;
   const TensorNames& names = *config.family->tensor_names;
   maker.Matrix(std::string(names.embedding), shape.vocab_size, shape.hidden_size);
   for (int32_t layer = 0; layer < shape.n_layers; ++layer) AddLayer(config, layer, maker);
   maker.Norm(std::string(names.final_norm));
   maker.Matrix(std::string(names.lm_head), shape.vocab_size, shape.hidden_size);
-  const Checkpoint checkpoint = Checkpoint::FromTensors(maker.Take());
-  return LoadWeights(checkpoint, config, backend, {.format = format});
+  source_ = {.config = std::move(config), .checkpoint = Checkpoint::FromTensors(maker.Take())};
 }
 
 }  // namespace longhaul

@@ -4,11 +4,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "engine/model/model_config.h"
-#include "engine/model/weights.h"
-#include "kernels/backend.h"
+#include "engine/runner.h"
+#include "kernels/base/dtype.h"
+#include "kernels/weight_format.h"
 
 namespace longhaul {
 
@@ -28,11 +31,23 @@ absl::StatusOr<RandomModelShape> ParseRandomModelShape(const std::string& text);
 // Serves max_tokens. InvalidArgument names what the engine does not take.
 absl::StatusOr<ModelConfig> RandomModelConfig(const RandomModelShape& shape, int64_t max_tokens);
 
-// What MakeRandomWeights takes of the machine at its peak, close enough to refuse what cannot fit.
+// What loading a RandomModel takes of the machine at its peak, close enough to refuse what cannot
+// fit.
 // format: none = bf16.
 int64_t RandomWeightsBytes(const ModelConfig& config, std::optional<WeightFormat> format);
 
-absl::StatusOr<ModelWeights> MakeRandomWeights(const ModelConfig& config, Backend& backend,
-                                               std::optional<WeightFormat> format);
+// The model as LoadRunner takes it, all matrices in bf16.
+class RandomModel {
+ public:
+  explicit RandomModel(ModelConfig config);
+  const ModelSource& source() const { return source_; }
+
+ private:
+  // All matrices are windows of one array of random numbers: a model's worth of them would take
+  // longer to make than to measure.
+  std::vector<BF16> numbers_;
+  std::vector<BF16> ones_;
+  ModelSource source_;
+};
 
 }  // namespace longhaul

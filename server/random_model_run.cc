@@ -8,7 +8,10 @@
 #include <random>
 #include <utility>
 
+#include "engine/runner.h"
+#include "kernels/base/check.h"
 #include "kernels/base/checked_math.h"
+#include "kernels/kv_layout.h"
 
 namespace longhaul {
 namespace {
@@ -32,37 +35,24 @@ std::vector<int32_t> RandomTokens(int64_t n, int32_t vocab_size) {
   return tokens;
 }
 
-// Bytes of everything, before anything is there.
-struct Sizes {
-  int64_t weights = 0;
-  int64_t kv_pool = 0;
-  int64_t workspace = 0;
-  int64_t hidden = 0;
-  int64_t logits = 0;
-
-  absl::Status Check(const MemoryInfo& memory) const {
-    int64_t total = 0;
-    for (int64_t n_bytes : {weights, kv_pool, workspace, hidden, logits}) {
-      total = CheckedAdd(total, n_bytes).value_or(INT64_MAX);
-    }
-    if (total <= memory.available_bytes) return absl::OkStatus();
-    return absl::ResourceExhaustedError(fmt::format(
-        "a model of this shape does not fit: {:.2f} GiB of weights, {:.2f} GiB of KV cache and "
-        "{:.2f} GiB of workspace exceed the {:.2f} GiB that are free; take a smaller shape, "
-        "shorter prompts, or a smaller --dtype or --quantization",
-        GiB(weights), GiB(kv_pool), GiB(workspace + hidden + logits), GiB(memory.available_bytes)));
-  }
-};
+// Before anything is there: weights and KV cache, beside which the rest is small.
+absl::Status CheckFits(int64_t weight_bytes, int64_t kv_bytes, const MemoryInfo& memory) {
+  const int64_t total = CheckedAdd(weight_bytes, kv_bytes).value_or(INT64_MAX);
+  if (total <= memory.available_bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(fmt::format(
+      "a model of this shape does not fit: {:.2f} GiB of weights and {:.2f} GiB of KV cache exceed "
+      "the {:.2f} GiB that are free; take a smaller shape, shorter prompts, or a smaller --dtype "
+      "or --quantization",
+      GiB(weight_bytes), GiB(kv_bytes), GiB(memory.available_bytes)));
+}
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RandomModelRun>> RandomModelRun::Create(
     const RandomModelShape& shape, const EngineConfig& engine, int64_t max_tokens,
     std::optional<double> density, std::unique_ptr<Backend> backend) {
-  EngineConfig config = engine;
-  LH_RETURN_IF_ERROR(config.Validate());
-  config.epoch_tokens = std::min(config.epoch_tokens, RoundUp(max_tokens, kPageTokens));
   LH_ASSIGN_OR_RETURN(ModelConfig model, RandomModelConfig(shape, max_tokens));
+  EngineConfig config = engine;
   if (!backend->is_host() && config.kv_dtype == DType::kF32) {
     config.kv_dtype = backend->activation_dtype();
   }
@@ -70,88 +60,71 @@ absl::StatusOr<std::unique_ptr<RandomModelRun>> RandomModelRun::Create(
                         .n_kv_heads = model.shape.n_kv_heads,
                         .head_dim = model.shape.head_dim,
                         .dtype = config.kv_dtype};
-  LH_RETURN_IF_ERROR(backend->CheckKvLayout(layout));
-  constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
-  const Sizes sizes{
-      .weights = RandomWeightsBytes(model, config.weight_format),
-      .kv_pool =
-          CheckedMul(CeilDiv(max_tokens, kPageTokens), layout.PageBytes()).value_or(INT64_MAX),
-      .workspace = Transformer::WorkspaceBytes(model, backend->activation_dtype(),
-                                               config.epoch_tokens, max_tokens, 1),
-      .hidden = config.epoch_tokens * model.shape.hidden_size * kFloatBytes,
-      .logits = model.shape.vocab_size * kFloatBytes};
-  LH_RETURN_IF_ERROR(sizes.Check(backend->Memory()));
-
-  LH_ASSIGN_OR_RETURN(ModelWeights weights,
-                      MakeRandomWeights(model, *backend, config.weight_format));
-  Memory memory;
-  LH_ASSIGN_OR_RETURN(memory.kv_pool, backend->Allocate(sizes.kv_pool));
-  LH_ASSIGN_OR_RETURN(memory.workspace, backend->Allocate(sizes.workspace));
-  LH_ASSIGN_OR_RETURN(memory.hidden, backend->Allocate(sizes.hidden));
-  LH_ASSIGN_OR_RETURN(memory.logits, backend->Allocate(sizes.logits));
-  return std::unique_ptr<RandomModelRun>(
-      new RandomModelRun(std::move(backend), std::move(model), std::move(weights), config, layout,
-                         max_tokens, density, std::move(memory)));
-}
-
-RandomModelRun::RandomModelRun(std::unique_ptr<Backend> backend, ModelConfig model,
-                               ModelWeights weights, const EngineConfig& config,
-                               const KvLayout& layout, int64_t max_tokens,
-                               std::optional<double> density, Memory memory)
-    : backend_(std::move(backend)),
-      model_(std::move(model)),
-      weights_(std::move(weights)),
-      config_(config),
-      layout_(layout),
-      kv_pool_(std::move(memory.kv_pool)),
-      hidden_(std::move(memory.hidden)),
-      logits_(std::move(memory.logits)),
-      arena_(std::move(memory.workspace)),
-      profiling_(*backend_),
-      forced_(density ? std::make_optional<ForcedDensityBackend>(profiling_, *density)
-                      : std::nullopt),
-      transformer_(model_, weights_, Outermost(), layout_, kv_pool_.data()),
-      tokens_(RandomTokens(max_tokens, model_.shape.vocab_size)),
-      pages_(CeilDiv(max_tokens, kPageTokens)) {
-  std::iota(pages_.begin(), pages_.end(), 0);
+  config.kv_cache_bytes =
+      CheckedMul(CeilDiv(max_tokens, kPageTokens), layout.PageBytes()).value_or(INT64_MAX);
+  LH_RETURN_IF_ERROR(CheckFits(RandomWeightsBytes(model, config.weight_format),
+                               config.kv_cache_bytes, backend->Memory()));
+  config.max_model_len = max_tokens;
+  config.epoch_tokens = std::min(config.epoch_tokens, RoundUp(max_tokens, kPageTokens));
+  config.max_num_seqs = 1;
+  config.max_prefills = 1;
+  config.prefill_order = PrefillOrder::kEpoch;
+  std::unique_ptr<RandomModelRun> run(new RandomModelRun(std::move(backend), config, density));
+  LH_RETURN_IF_ERROR(run->Load(RandomModel(std::move(model))));
+  return run;
 }
 
 // Forcing is outside of the profile: what it costs is no part of the pipeline.
-Backend& RandomModelRun::Outermost() {
-  if (forced_) return *forced_;
-  return profiling_;
+RandomModelRun::RandomModelRun(std::unique_ptr<Backend> backend, const EngineConfig& config,
+                               std::optional<double> density)
+    : backend_(std::move(backend)),
+      profiling_(*backend_),
+      forced_(density ? std::make_optional<ForcedDensityBackend>(profiling_, *density)
+                      : std::nullopt),
+      config_(config),
+      pages_(CeilDiv(config.max_model_len, kPageTokens)) {
+  std::iota(pages_.begin(), pages_.end(), 0);
 }
 
-TensorView RandomModelRun::Logits() const {
-  return TensorView(logits_.data(), DType::kF32, {1, model_.shape.vocab_size});
+absl::Status RandomModelRun::Load(const RandomModel& model) {
+  Backend& outermost = forced_ ? static_cast<Backend&>(*forced_) : profiling_;
+  LH_ASSIGN_OR_RETURN(
+      executor_,
+      LoadRunner(model.source(), std::make_unique<ForwardingBackend>(outermost), config_, &plan_));
+  tokens_ = RandomTokens(config_.max_model_len, executor_->shape().vocab_size);
+  return absl::OkStatus();
 }
 
-PrefillTiming RandomModelRun::Prefill(int64_t n_tokens, SparseMode mode) {
+PrefillTiming RandomModelRun::Prefill(int64_t n_tokens, SparseMode mode, const OnEpoch& on_epoch) {
   LH_CHECK(0 < n_tokens && n_tokens <= static_cast<int64_t>(tokens_.size()));
-  const ModelShape& shape = model_.shape;
+  const ModelShape& shape = executor_->shape();
   SparseOptions options = config_.sparse;
   options.mode = mode;
   SparseState state;
-  state.alpha.assign(int64_t{shape.n_layers} * shape.n_heads, options.alpha);
   SparseReport report;
+  std::vector<double> epoch_seconds;
+  PrefillTiming timing{.n_tokens = n_tokens, .mode = mode};
   profiling_.TakeProfile();
-  const Clock::time_point start = Clock::now();
   for (int64_t begin = 0; begin < n_tokens; begin += config_.epoch_tokens) {
     const int64_t end = std::min(begin + config_.epoch_tokens, n_tokens);
-    const TensorView hidden(hidden_.data(), DType::kF32, {end - begin, shape.hidden_size});
-    transformer_.Prefill({.begin = begin,
-                          .end = end,
-                          .layer_begin = 0,
-                          .layer_end = shape.n_layers,
-                          .prompt_tokens = n_tokens,
-                          .tokens = std::span(tokens_).subspan(begin, end - begin),
-                          .pages = pages_,
-                          .sparse = &options,
-                          .sparse_state = &state},
-                         hidden, end == n_tokens ? Logits() : TensorView(), arena_, report);
+    StepPlan plan;
+    plan.prefill.push_back({.begin = begin,
+                            .end = end,
+                            .layer_begin = 0,
+                            .layer_end = shape.n_layers,
+                            .prompt_tokens = n_tokens,
+                            .tokens = std::span(tokens_).subspan(begin, end - begin),
+                            .pages = pages_,
+                            .sparse = &options,
+                            .sparse_state = &state});
+    const Clock::time_point start = Clock::now();
+    const absl::StatusOr<StepResult> result = executor_->Execute(plan);
+    epoch_seconds.push_back(SecondsSince(start));
+    LH_CHECK(result.ok());
+    report.Merge(result->slices[0].report);
+    timing.seconds += epoch_seconds.back();
+    if (on_epoch) on_epoch(end, epoch_seconds);
   }
-  profiling_.Synchronize();
-  PrefillTiming timing{.n_tokens = n_tokens, .mode = mode, .seconds = SecondsSince(start)};
   timing.ops = profiling_.TakeProfile();
   timing.density = report.Density();
   timing.attention_flop = 4.0 * shape.head_dim * static_cast<double>(report.kept_pairs);
@@ -167,10 +140,10 @@ DecodeTiming RandomModelRun::Decode(int64_t depth) {
   std::vector<double> seconds;
   for (int64_t step = 0; step < kDecodeSteps; ++step) {
     if (step == kWarmSteps) profiling_.TakeProfile();
-    const DecodeRow row{.token = tokens_[step], .position = depth + step, .pages = pages_};
+    StepPlan plan;
+    plan.decode.push_back({.token = tokens_[step], .position = depth + step, .pages = pages_});
     const Clock::time_point start = Clock::now();
-    transformer_.Decode({&row, 1}, Logits(), arena_);
-    profiling_.Synchronize();
+    LH_CHECK(executor_->Execute(plan).ok());
     if (step >= kWarmSteps) seconds.push_back(SecondsSince(start));
   }
   timing.ops = profiling_.TakeProfile();

@@ -4,12 +4,15 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "engine/config.h"
-#include "engine/model/transformer.h"
+#include "engine/memory_plan.h"
+#include "engine/step_plan.h"
 #include "server/forced_density.h"
 #include "server/profiling_backend.h"
 #include "server/random_model.h"
@@ -45,43 +48,33 @@ class RandomModelRun {
                                                                 std::optional<double> density,
                                                                 std::unique_ptr<Backend> backend);
 
+  // Called behind every epoch: tokens done so far, and the seconds that each epoch took.
+  using OnEpoch = std::function<void(int64_t n_done, std::span<const double> epoch_seconds)>;
   // n_tokens in [1, max_tokens].
-  PrefillTiming Prefill(int64_t n_tokens, SparseMode mode);
+  PrefillTiming Prefill(int64_t n_tokens, SparseMode mode, const OnEpoch& on_epoch = {});
   // Steps of one sequence with `depth` tokens before it; depth + kDecodeSteps <= max_tokens. What
   // no prefill has filled yet is filled first.
   static constexpr int64_t kDecodeSteps = 34;
   DecodeTiming Decode(int64_t depth);
 
   const Backend& backend() const { return *backend_; }
-  const ModelWeights& weights() const { return weights_; }
-  WeightFormat weight_format() const { return weights_.lm_head->format; }
-  DType kv_dtype() const { return layout_.dtype; }
+  int64_t n_parameters() const { return executor_->shape().n_parameters; }
+  int64_t weight_bytes() const { return plan_.weight_bytes; }
+  WeightFormat weight_format() const { return config_.weight_format.value_or(WeightFormat::kBF16); }
+  DType kv_dtype() const { return config_.kv_dtype; }
 
  private:
-  struct Memory {
-    Buffer kv_pool;
-    Buffer workspace;
-    Buffer hidden;  // [epoch_tokens, E] f32
-    Buffer logits;  // [1, V] f32
-  };
-  RandomModelRun(std::unique_ptr<Backend> backend, ModelConfig model, ModelWeights weights,
-                 const EngineConfig& config, const KvLayout& layout, int64_t max_tokens,
-                 std::optional<double> density, Memory memory);
-  Backend& Outermost();
-  TensorView Logits() const;
+  RandomModelRun(std::unique_ptr<Backend> backend, const EngineConfig& config,
+                 std::optional<double> density);
+  absl::Status Load(const RandomModel& model);
 
+  // Executor, forced density, profile, backend: each borrows the next.
   const std::unique_ptr<Backend> backend_;
-  const ModelConfig model_;
-  const ModelWeights weights_;
-  const EngineConfig config_;
-  const KvLayout layout_;
-  const Buffer kv_pool_;
-  const Buffer hidden_;
-  const Buffer logits_;
-  Arena arena_;
   ProfilingBackend profiling_;
   std::optional<ForcedDensityBackend> forced_;
-  Transformer transformer_;
+  EngineConfig config_;
+  MemoryPlan plan_;
+  std::unique_ptr<Executor> executor_;
   std::vector<int32_t> tokens_;  // [max_tokens]
   std::vector<int32_t> pages_;   // [ceil(max_tokens / 64)]
   int64_t n_filled_ = 0;         // tokens whose keys and values were computed

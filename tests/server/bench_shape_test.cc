@@ -3,6 +3,7 @@
 #include "server/cmd_bench_shape.h"
 
 #include <gtest/gtest.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <cmath>
@@ -54,7 +55,7 @@ std::unique_ptr<RandomModelRun> MakeRun(int64_t max_tokens, std::optional<double
 
 TEST(RandomModelRun, CountsWhatItDid) {
   const auto run = MakeRun(700, std::nullopt);
-  EXPECT_EQ(run->weights().n_parameters,
+  EXPECT_EQ(run->n_parameters(),
             2 * 300 * 64 + 64 + 2 * (2 * 64 + 64 * 128 + 64 * 64 + 3 * 96 * 64));
   EXPECT_EQ(run->weight_format(), WeightFormat::kBF16);
   const PrefillTiming dense = run->Prefill(600, SparseMode::kDense);
@@ -102,6 +103,7 @@ TEST(BenchShape, ReportOfATinyModel) {
                             .decode_depths = {0, 400},
                             .density = 0.4,
                             .json = true};
+  spdlog::set_level(spdlog::level::off);  // the program's log is on stderr
   ::testing::internal::CaptureStdout();
   ASSERT_EQ(RunBenchShape(config, options), 0);
   const auto report = nlohmann::json::parse(::testing::internal::GetCapturedStdout());
