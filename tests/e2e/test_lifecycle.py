@@ -14,11 +14,11 @@ from server_process import MODEL, ServerProcess, free_ports, run, wait_until
 
 
 def test_sigterm_drains(start_server):
-    server = start_server()
+    server = start_server(shutdown_timeout=300)  # the machine may have other work
     haystack = make_haystack(65536, 0.5, seed=6)
     body = json.dumps({"prompt": haystack.prompt, "max_tokens": 3, "temperature": 0, "stream": True,
                        "return_progress": True, "sparse": {"mode": "dense"}})
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
     connection.request("POST", "/v1/completions", body)
     response = connection.getresponse()
     response.readline()
