@@ -106,7 +106,7 @@ void LogMemoryPlan(const ModelConfig& model, const EngineConfig& config, const M
                  GiB(plan.layer_store_bytes), config.max_model_len);
   }
   if (plan.recorded.n_recordings > 0) {
-    spdlog::info("memory  recorded steps{:8.3f} GiB  reckoned for {} sizes of decode steps",
+    spdlog::info("memory  recorded steps{:9.3f} GiB  reckoned for {} sizes of decode steps",
                  GiB(plan.recorded.n_bytes), plan.recorded.n_recordings);
   }
   if (plan.reserve_bytes > 0) {
