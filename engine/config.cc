@@ -24,9 +24,10 @@ absl::Status EngineConfig::Validate() const {
         fmt::format("epoch_tokens is {}; it must be a multiple of the page size {}", epoch_tokens,
                     kPageTokens));
   }
-  if (kv_dtype != DType::kF32 && kv_dtype != DType::kBF16 && kv_dtype != DType::kF8E4M3) {
+  if (kv_dtype && kv_dtype != DType::kF32 && kv_dtype != DType::kBF16 &&
+      kv_dtype != DType::kF8E4M3) {
     return absl::InvalidArgumentError(
-        fmt::format("kv_dtype is {}; it must be f32, bf16 or fp8_e4m3", DTypeName(kv_dtype)));
+        fmt::format("kv_dtype is {}; it must be f32, bf16 or fp8_e4m3", DTypeName(*kv_dtype)));
   }
   LH_RETURN_IF_ERROR(CheckRange("slice_us", slice_us, 1'000, 60'000'000));
   LH_RETURN_IF_ERROR(CheckRange("max_num_seqs", max_num_seqs, 1, 1 << 16));

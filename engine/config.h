@@ -20,10 +20,11 @@ namespace longhaul {
 enum class PrefillOrder : uint8_t { kAuto, kEpoch, kLayer };
 
 struct EngineConfig {
-  int64_t max_model_len = 0;     // tokens, prompt + output; 0 = what the model allows
-  int64_t kv_cache_bytes = 0;    // page pool; 0 = a share of free memory, chosen by the server
-  DType kv_dtype = DType::kF32;  // kF32, kBF16 or kF8E4M3; a GPU takes bf16 for kF32
-  bool enforce_eager = false;           // decode steps are not recorded (CUDA graphs)
+  int64_t max_model_len = 0;      // tokens, prompt + output; 0 = what the model allows
+  int64_t kv_cache_bytes = 0;     // page pool; 0 = a share of free memory, chosen by the server
+  std::optional<DType> kv_dtype;  // kF32, kBF16 or kF8E4M3; a GPU takes bf16 for kF32; none = bf16
+                                  // for a checkpoint in bf16, else f32
+  bool enforce_eager = false;     // decode steps are not recorded (CUDA graphs)
   double gpu_memory_utilization = 0.9;  // share of a GPU's memory for weights, KV cache and work
   std::optional<WeightFormat> weight_format;  // of linear layers; none = that of the checkpoint
   std::string weight_cache_dir;               // packed weights are kept here; empty = nowhere
@@ -40,7 +41,7 @@ struct EngineConfig {
   bool enable_prefix_caching = true;
   bool self_measure = true;  // time some steps at the start; else the first predictions are guesses
   SparseOptions sparse;      // default of requests that say nothing
-  uint64_t model_digest = 0;  // of weights and config; root of every prefix key
+  uint64_t model_digest = 0;  // of weights, config and KV type; root of every prefix key
 
   absl::Status Validate() const;
 };

@@ -5,6 +5,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <optional>
 #include <utility>
@@ -295,14 +296,27 @@ absl::Status CompleteMaxModelLen(ModelConfig& model, EngineConfig& config) {
   return absl::OkStatus();
 }
 
-// Of the weights and the format they are computed in, of config.json as it is, and of the rotation
-// it resolved to: any change changes the KV.
-uint64_t ModelDigest(const ModelSource& source, std::optional<WeightFormat> format,
-                     const RopeConfig& rope) {
+// Of a KV cache that nobody chose a type for. A checkpoint may keep a few tensors, norms as a rule,
+// in another type than the rest, which its matrices are.
+DType KvDTypeFor(const Checkpoint& checkpoint) {
+  size_t n_bytes = 0, n_bf16_bytes = 0;
+  for (const auto& [name, tensor] : checkpoint.tensors()) {
+    n_bytes += tensor.data.size();
+    if (tensor.dtype == "BF16") n_bf16_bytes += tensor.data.size();
+  }
+  return n_bf16_bytes > n_bytes / 2 ? DType::kBF16 : DType::kF32;
+}
+
+// Of the weights and the format they are computed in, of config.json as it is, of the rotation it
+// resolved to, and of the type that keys and values are stored in: any change changes the KV.
+uint64_t ModelDigest(const ModelSource& source, const EngineConfig& config, const RopeConfig& rope,
+                     DType kv_dtype) {
   uint64_t digest = XXH3_64bits_withSeed(&source.config_hash, sizeof(source.config_hash),
                                          source.checkpoint.Digest());
-  const int32_t format_tag = format ? 1 + static_cast<int32_t>(*format) : 0;
-  digest = XXH3_64bits_withSeed(&format_tag, sizeof(format_tag), digest);
+  const std::optional<WeightFormat> format = config.weight_format;
+  const std::array<int32_t, 2> tags = {format ? 1 + static_cast<int32_t>(*format) : 0,
+                                       static_cast<int32_t>(kv_dtype)};
+  digest = XXH3_64bits_withSeed(tags.data(), sizeof(tags), digest);
   const std::vector<double> frequencies = InverseFrequencies(rope);
   return XXH3_64bits_withSeed(frequencies.data(), frequencies.size() * sizeof(double), digest);
 }
@@ -328,6 +342,7 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const ModelSource& source,
   auto model = std::make_unique<ModelConfig>(source.config);
   ModelShape& shape = model->shape;
   LH_RETURN_IF_ERROR(CompleteMaxModelLen(*model, config));
+  if (!config.kv_dtype) config.kv_dtype = KvDTypeFor(source.checkpoint);
   if (!backend->is_host() && config.kv_dtype == DType::kF32) {
     spdlog::info("KV cache: {}, the type of this backend", DTypeName(backend->activation_dtype()));
     config.kv_dtype = backend->activation_dtype();
@@ -335,7 +350,7 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const ModelSource& source,
   const KvLayout layout{.n_layers = shape.n_layers,
                         .n_kv_heads = shape.n_kv_heads,
                         .head_dim = shape.head_dim,
-                        .dtype = config.kv_dtype};
+                        .dtype = *config.kv_dtype};
 
   LH_RETURN_IF_ERROR(backend->CheckKvLayout(layout));
   LH_RETURN_IF_ERROR(config.sparse.CheckModel(shape.n_layers, shape.n_heads));
@@ -358,7 +373,7 @@ absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const ModelSource& source,
   if (backend->has_replay()) sizes.recorded = CountRecordedSteps(config, *model);
   LH_RETURN_IF_ERROR(PlanKvPool(config, layout, *backend, usable_bytes, sizes));
 
-  config.model_digest = ModelDigest(source, config.weight_format, model->rope);
+  config.model_digest = ModelDigest(source, config, model->rope, layout.dtype);
   LH_ASSIGN_OR_RETURN(ModelWeights loaded, LoadWeights(source.checkpoint, *model, *backend,
                                                        {.format = config.weight_format,
                                                         .cache_dir = config.weight_cache_dir}));

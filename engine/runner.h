@@ -19,7 +19,7 @@ namespace longhaul {
 // Errors: NotFound / InvalidArgument naming file, tensor and field; ResourceExhausted when the KV
 // pool or the layer store does not fit into memory (with the numbers); Unimplemented for an
 // architecture that is not supported. `config` is completed: max_model_len 0 becomes the model's,
-// model_digest is filled.
+// no kv_dtype the checkpoint's, model_digest is filled.
 absl::StatusOr<std::unique_ptr<Executor>> LoadRunner(const std::string& model_dir,
                                                      std::unique_ptr<Backend> backend,
                                                      EngineConfig& config, MemoryPlan* plan);

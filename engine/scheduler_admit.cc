@@ -86,8 +86,8 @@ void Scheduler::TakeMatch(Sequence& sequence) {
 
 std::string Scheduler::PrefixRoot(const Sequence& sequence) const {
   const std::string policy = sequence.dense ? "dense" : sequence.sparse.CacheKey();
-  return fmt::format("{:016x}|{}|{}|{}|{}", config_.model_digest, DTypeName(config_.kv_dtype),
-                     config_.epoch_tokens, policy, sequence.request.cache_salt);
+  return fmt::format("{:016x}|{}|{}|{}", config_.model_digest, config_.epoch_tokens, policy,
+                     sequence.request.cache_salt);
 }
 
 }  // namespace longhaul

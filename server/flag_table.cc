@@ -62,7 +62,8 @@ const std::vector<FlagSpec>& FlagTable() {
            "folder where packed weights are kept for the next start; empty = they are not"),
       Choice("kv-cache-dtype", kEngine, &C::kv_cache_dtype,
              {"auto", "float32", "bfloat16", "fp8", "fp8_e4m3"},
-             "storage of keys and values; auto = float32 on a CPU, bfloat16 on a GPU"),
+             "storage of keys and values; auto = that of --dtype, also under --quantization; a GPU "
+             "takes bfloat16 for float32"),
       Number(
           "kv-cache-memory", kEngine, &C::kv_cache_memory_bytes, "bytes", 0, kMaxBytes,
           "page pool, for example 8G; 0 = 40 % of the free memory at most, on a GPU what is left"),

@@ -53,13 +53,14 @@ absl::StatusOr<std::unique_ptr<RandomModelRun>> RandomModelRun::Create(
     std::optional<double> density, std::unique_ptr<Backend> backend) {
   LH_ASSIGN_OR_RETURN(ModelConfig model, RandomModelConfig(shape, max_tokens));
   EngineConfig config = engine;
+  if (!config.kv_dtype) config.kv_dtype = DType::kBF16;  // as the engine does for this checkpoint
   if (!backend->is_host() && config.kv_dtype == DType::kF32) {
     config.kv_dtype = backend->activation_dtype();
   }
   const KvLayout layout{.n_layers = model.shape.n_layers,
                         .n_kv_heads = model.shape.n_kv_heads,
                         .head_dim = model.shape.head_dim,
-                        .dtype = config.kv_dtype};
+                        .dtype = *config.kv_dtype};
   config.kv_cache_bytes =
       CheckedMul(CeilDiv(max_tokens, kPageTokens), layout.PageBytes()).value_or(INT64_MAX);
   LH_RETURN_IF_ERROR(CheckFits(RandomWeightsBytes(model, config.weight_format),

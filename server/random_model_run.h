@@ -61,7 +61,7 @@ class RandomModelRun {
   int64_t n_parameters() const { return executor_->shape().n_parameters; }
   int64_t weight_bytes() const { return plan_.weight_bytes; }
   WeightFormat weight_format() const { return config_.weight_format.value_or(WeightFormat::kBF16); }
-  DType kv_dtype() const { return config_.kv_dtype; }
+  DType kv_dtype() const { return *config_.kv_dtype; }
 
  private:
   RandomModelRun(std::unique_ptr<Backend> backend, const EngineConfig& config,

@@ -316,8 +316,11 @@ absl::StatusOr<EngineConfig> ServerConfig::ToEngineConfig() const {
   engine.kv_cache_bytes = kv_cache_memory_bytes;
   engine.gpu_memory_utilization = gpu_memory_utilization;
   engine.enforce_eager = enforce_eager;
-  if (kv_cache_dtype == "bfloat16") engine.kv_dtype = DType::kBF16;
-  if (kv_cache_dtype == "fp8" || kv_cache_dtype == "fp8_e4m3") engine.kv_dtype = DType::kF8E4M3;
+  // auto: the type that weights were asked to be in, else the checkpoint's, which the engine knows.
+  const std::string& kv = kv_cache_dtype == "auto" ? dtype : kv_cache_dtype;
+  if (kv == "float32") engine.kv_dtype = DType::kF32;
+  if (kv == "bfloat16") engine.kv_dtype = DType::kBF16;
+  if (kv == "fp8" || kv == "fp8_e4m3") engine.kv_dtype = DType::kF8E4M3;
   if (dtype == "float32") engine.weight_format = WeightFormat::kF32;
   if (dtype == "bfloat16") engine.weight_format = WeightFormat::kBF16;
   if (quantization == "int8") engine.weight_format = WeightFormat::kInt8;

@@ -38,7 +38,7 @@ class ModelTargetImpl final : public ModelTarget {
     const ModelShape& shape = session_->engine().shape();
     info_.target = config.model;
     info_.model = config.ServedModelName();
-    info_.state = fmt::format("{}\nepoch {} dtype {} quantization {} kv {} backend {}",
+    info_.state = fmt::format("{}\nepoch {} dtype {} quantization {} kv cache {} backend {}",
                               FolderState(config.model), config.epoch_tokens, config.dtype,
                               config.quantization, config.kv_cache_dtype, config.backend);
     info_.n_layers = shape.n_layers;

@@ -91,7 +91,7 @@ def test_context_length_is_refused_before_any_work(start_server):
 
 
 def test_prompt_larger_than_the_kv_pool(start_server):
-    server = start_server(kv_cache_memory="16M")  # 8192 tokens
+    server = start_server(kv_cache_memory="16M")  # some 10 thousand tokens
     with pytest.raises(openai.BadRequestError) as refused:
         client_of(server).completions.create(model="lookup", prompt=LONG_PROMPT, max_tokens=4)
     assert refused.value.code == "context_length_exceeded"

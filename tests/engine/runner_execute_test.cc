@@ -422,6 +422,24 @@ TEST_P(RunnerTest, CompletesTheConfig) {
   EXPECT_EQ(half_plan.layer_store_bytes, 4096 * 32 * 4);
 }
 
+// Whatever the linear layers are computed in, and unless the config says otherwise.
+TEST_P(RunnerTest, TheKvCacheIsOfTheTypeOfTheCheckpoint) {
+  const auto kv_dtype = [&](const std::string& model_dir, EngineConfig config) {
+    config.max_model_len = 256;
+    EXPECT_TRUE(LoadRunner(model_dir, testing::MakeBackend(GetParam()), config, nullptr).ok());
+    return config.kv_dtype;
+  };
+  EngineConfig int8 = Config(1 << 20);
+  int8.weight_format = WeightFormat::kInt8;
+  EXPECT_EQ(kv_dtype(dir_.path(), Config(1 << 20)), DType::kF32);
+  EXPECT_EQ(kv_dtype(dir_.path(), int8), DType::kF32);
+  EXPECT_EQ(kv_dtype("models/lookup", Config(1 << 20)), DType::kBF16);
+  EXPECT_EQ(kv_dtype("models/lookup", int8), DType::kBF16);
+  EngineConfig fp8 = Config(1 << 20);
+  fp8.kv_dtype = DType::kF8E4M3;
+  EXPECT_EQ(kv_dtype("models/lookup", fp8), DType::kF8E4M3);
+}
+
 TEST_P(RunnerTest, TheLayerStoreHoldsAWholePromptAndBorderStates) {
   EngineConfig config = Config();
   config.prefill_order = PrefillOrder::kLayer;
@@ -473,7 +491,11 @@ TEST_P(RunnerTest, TheDigestTellsModelsApart) {
   std::string config = testing::kTinyConfig;
   config.replace(config.find("10000.0"), 7, "20000.0");
   testing::WriteTinyModel(other_config, testing::TinyTensors(), config);
+  EngineConfig bf16 = Config(1 << 20);
+  bf16.kv_dtype = DType::kBF16;
+  ASSERT_TRUE(LoadRunner(dir_.path(), testing::MakeBackend(GetParam()), bf16, nullptr).ok());
   EXPECT_EQ(digest(same), digest(dir_));
+  EXPECT_NE(bf16.model_digest, digest(dir_));
   EXPECT_NE(digest(other_weights), digest(dir_));
   EXPECT_NE(digest(other_config), digest(dir_));
 }

@@ -58,6 +58,7 @@ TEST(RandomModelRun, CountsWhatItDid) {
   EXPECT_EQ(run->n_parameters(),
             2 * 300 * 64 + 64 + 2 * (2 * 64 + 64 * 128 + 64 * 64 + 3 * 96 * 64));
   EXPECT_EQ(run->weight_format(), WeightFormat::kBF16);
+  EXPECT_EQ(run->kv_dtype(), DType::kBF16);
   const PrefillTiming dense = run->Prefill(600, SparseMode::kDense);
   EXPECT_EQ(dense.density, 1);
   // Of the second layer, only keys and values of the rows before the last one.
@@ -73,7 +74,7 @@ TEST(RandomModelRun, CountsWhatItDid) {
   EXPECT_EQ(decode.n_steps, 32);
   int64_t n_keys = 0;
   for (int64_t depth = 652; depth < 684; ++depth) n_keys += depth + 1;
-  EXPECT_EQ(decode.ops.kv_bytes, n_keys * 2 * 2 * 2 * 16 * 4);
+  EXPECT_EQ(decode.ops.kv_bytes, n_keys * 2 * 2 * 2 * 16 * 2);
   EXPECT_EQ(decode.ops.AttentionSeconds(), decode.ops.decode_s);
   EXPECT_GT(decode.step_seconds, 0);
 }
@@ -108,6 +109,7 @@ TEST(BenchShape, ReportOfATinyModel) {
   ASSERT_EQ(RunBenchShape(config, options), 0);
   const auto report = nlohmann::json::parse(::testing::internal::GetCapturedStdout());
   EXPECT_EQ(report["weight_format"], "int8");
+  EXPECT_EQ(report["kv_dtype"], DTypeName(DType::kBF16));
   EXPECT_EQ(report["forced_density"], 0.4);
   EXPECT_GT(report["peak_f32_gflops"], 0);
   EXPECT_GT(report["memory_copy_gb_per_s"], 0);

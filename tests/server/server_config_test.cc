@@ -58,13 +58,20 @@ TEST(ServerConfig, EveryTypeFromText) {
 }
 
 TEST(ServerConfig, KvCacheTypes) {
-  const auto dtype = [](const std::string& name) {
-    auto config = LoadServerConfig("", {{"kv-cache-dtype", {name}}}, {}).value();
-    config.model = "models/lookup";
-    return config.ToEngineConfig().value().kv_dtype;
+  const auto dtype = [](const std::string& name, const std::string& weights = "auto") {
+    const auto config = LoadServerConfig("",
+                                         {{"model", {"m"}},
+                                          {"kv-cache-dtype", {name}},
+                                          {"dtype", {weights}},
+                                          {"quantization", {"int8"}}},
+                                         {});
+    return config->ToEngineConfig()->kv_dtype;
   };
-  EXPECT_EQ(dtype("auto"), DType::kF32);
-  EXPECT_EQ(dtype("bfloat16"), DType::kBF16);
+  EXPECT_EQ(dtype("auto"), std::nullopt);
+  EXPECT_EQ(dtype("auto", "float32"), DType::kF32);
+  EXPECT_EQ(dtype("auto", "bfloat16"), DType::kBF16);
+  EXPECT_EQ(dtype("float32", "bfloat16"), DType::kF32);
+  EXPECT_EQ(dtype("bfloat16", "float32"), DType::kBF16);
   EXPECT_EQ(dtype("fp8"), DType::kF8E4M3);
   EXPECT_EQ(dtype("fp8_e4m3"), DType::kF8E4M3);
 }
