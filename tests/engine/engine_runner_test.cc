@@ -320,13 +320,17 @@ TEST_P(EngineRunnerTest, LogprobsOfThePromptAreThoseOfEveryPrefix) {
   const bool dense = std::get<2>(GetParam()) == SparseMode::kDense;
   const std::vector<int64_t> lengths =
       dense ? std::vector<int64_t>{1, 2, kEpoch, 401} : std::vector<int64_t>{1, 2, 30, 32};
+  // A bf16 cache may be multiplied by softmax weights in bf16, rounded against the largest score so
+  // far; the sparse kernel takes keys in another order.
+  const bool rounds = !dense && std::get<1>(GetParam()) == DType::kBF16;
+  const double tolerance = rounds ? 2e-2 : 1e-4;
   for (int64_t n : lengths) {
     Request shorter = MakeRequest({prompt_.begin(), prompt_.begin() + n}, /*max_tokens=*/1);
     shorter.sampling.n_logprobs = 3;
     const Step next = Run(*engine, shorter).steps.at(0);
     for (int32_t k = 1; k <= 3; ++k) {
       EXPECT_EQ(answer.prompt[n - 1].logprobs[k].first, next.logprobs[k].first) << n;
-      EXPECT_NEAR(answer.prompt[n - 1].logprobs[k].second, next.logprobs[k].second, 1e-4) << n;
+      EXPECT_NEAR(answer.prompt[n - 1].logprobs[k].second, next.logprobs[k].second, tolerance) << n;
     }
   }
   request.prompt.resize(1);
