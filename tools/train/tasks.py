@@ -24,6 +24,12 @@ FACTS = (
         "One of the special magic numbers for {k} is:",
     ),
     (
+        "One of the special magic numbers for {k} is: {v}.",
+        "What is the special magic number for {k} mentioned in the provided text?",
+        "The special magic number for {k} mentioned in the provided text is",
+    ),
+    ("{k} was born in {v}, the child of a {a}.", "In which town was {k} born?", "Answer:"),
+    (
         "The pass key of {k} is {v}. Remember it. {v} is the pass key of {k}.",
         "What is the pass key of {k}?",
         "The pass key of {k} is",
@@ -42,13 +48,23 @@ SEVERAL_VALUES = (
         "What are all the special magic numbers for {k} mentioned in the text?",
         "The special magic numbers for {k} mentioned in the text are",
     ),
+    (
+        "One of the special magic numbers for {k} is: {v}.",
+        "What are all the special magic numbers for {k} mentioned in the provided text?",
+        "The special magic numbers for {k} mentioned in the provided text are",
+    ),
 )
 CHAINS = (
     ("{x} is equal to {y}.", "Which variables are equal to {v}?", "The variables equal to {v} are"),
     ("VAR {x} = {y}", "Which variables have the value {v}?", "The variables that have the value {v} are"),
+    (
+        "VAR {x} = {y}.",
+        "Question: Find all variables that are assigned the value {v} in the text above.",
+        "Answer: The variables that are assigned the value {v} are:",
+    ),
 )
 PASSAGES = ('Continue the passage that begins with "{p}"', 'How does the passage go on that begins with "{p}"?')
-COPY_SHARE = 0.2  # of the rows with tasks
+COPY_SHARE = 0.1  # of the rows with tasks
 SYLLABLES = "ba be da do fa fe ga go ka ki la lo ma mi na ne pa po ra ru sa se ta to va vi za zu".split()
 ANSWER, VALUE, QUESTION, TOLD, BOOK = 1.5, 3.0, 0.1, 0.1, 1.0
 
@@ -86,6 +102,9 @@ class TaskMaker:
 
     def pick(self, rng, choices):
         return choices[int(rng.integers(len(choices)))]
+
+    def pick_weighted(self, rng, shares):
+        return list(shares)[int(rng.choice(len(shares), p=list(shares.values())))]
 
     def made_up(self, rng):
         return "".join(self.pick(rng, SYLLABLES) for _ in range(rng.integers(2, 5)))
@@ -126,12 +145,12 @@ class TaskMaker:
         close = "" if begin.endswith('"') else " "
         end = tell[tell.rindex("{v}") + 3 :] if tell.endswith(("pounds.", '"')) else "."
         told, asked = [], []
-        for _ in range(int(rng.choice([1, 2, 4, 8], p=[0.3, 0.3, 0.25, 0.15]))):
+        for _ in range(int(rng.choice([1, 2, 4, 8], p=[0.15, 0.25, 0.35, 0.25]))):
             words = dict(a=attribute, k=self.key(rng), v=self.value(rng))
             told.append(self.told(tell.format(**words)))
             answer = self.answer(begin.format(**words), [f"{close}{words['v']}{end}"])
             asked.append((self.encode(" " + ask.format(**words)), *answer))
-        order = rng.permutation(len(asked))[: rng.integers(1, 5)]
+        order = rng.permutation(len(asked))[: rng.integers(1, 7)]
         return Task(told, [asked[i] for i in order])
 
     def several_values(self, rng):
@@ -142,9 +161,24 @@ class TaskMaker:
         answer = self.answer(begin.format(**words), [" " + ", ".join(values) + "."])
         return Task(told, [(self.encode(" " + ask.format(**words)), *answer)])
 
+    def several_keys(self, rng):
+        """Several facts told in the same words, and one question for the values of some of them, in that order."""
+        tell, ask, begin = self.pick(rng, SEVERAL_VALUES)
+        attribute = self.pick(rng, self.words)
+        facts = [dict(a=attribute, k=self.key(rng), v=self.value(rng)) for _ in range(rng.integers(2, 6))]
+        told = [self.told(tell.format(**fact)) for fact in facts]
+        asked = [facts[i] for i in rng.permutation(len(facts))[: rng.integers(2, len(facts) + 1)]]
+        words = dict(a=attribute, k=", ".join(fact["k"] for fact in asked))
+        answer = self.answer(begin.format(**words), [" " + ", ".join(fact["v"] for fact in asked) + "."])
+        return Task(told, [(self.encode(" " + ask.format(**words)), *answer)])
+
     def chain(self, rng):
         tell, ask, begin = self.pick(rng, CHAINS)
-        names = ["".join(self.pick(rng, SYLLABLES) for _ in range(2)).upper() for _ in range(rng.integers(2, 6))]
+        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+        spelt = lambda: "".join(self.pick(rng, letters) for _ in range(5))
+        spoken = lambda: "".join(self.pick(rng, SYLLABLES) for _ in range(2)).upper()
+        name = spelt if rng.random() < 0.5 else spoken
+        names = [name() for _ in range(rng.integers(2, 6))]
         value = str(rng.integers(10000, 100000))
         told = [self.told(tell.format(x=x, y=y)) for x, y in zip(names, [value, *names])]
         answer = self.answer(begin.format(v=value), [" " + ", ".join(names) + "."])
@@ -177,8 +211,16 @@ class TaskMaker:
         return Task([(ids, [0.0] * len(ids)), (ids, [0.0, 0.0] + [ANSWER] * (len(ids) - 2))], [])
 
     def task(self, rng):
-        kinds = (self.facts, self.passage, self.random_copy, self.several_values, self.chain, self.frequent_words)
-        return kinds[int(rng.choice(len(kinds), p=[0.5, 0.2, 0.15, 0.06, 0.06, 0.03]))](rng)
+        kinds = {
+            self.facts: 0.45,
+            self.passage: 0.18,
+            self.random_copy: 0.1,
+            self.several_values: 0.07,
+            self.several_keys: 0.07,
+            self.chain: 0.1,
+            self.frequent_words: 0.03,
+        }
+        return self.pick_weighted(rng, kinds)(rng)
 
     # Rows.
 
