@@ -163,12 +163,7 @@ SparseKernel(const SparseParams p) {
   const Shared<BF16> queries = arena.Carve<BF16>(TileElements<kHeadDim>(kBlockRows));
   const Shared<uint8_t> ring = arena.Carve<uint8_t>(Pipeline::Ring::Bytes(p.n_places));
   const SparseRows rows = RowsOfBlock<kHeadDim, kBlockRows>(p);
-  BandSet bands;
-  if (p.max_bands > 0 && rows.kind == HeadKind::kSparse) {
-    const int n_words = BandSetWords(p.q_begin + p.n_tokens);
-    bands = BandSet(arena.Carve<uint32_t>(n_words));
-    bands.Fill<kThreads>(p, rows.head, n_words);
-  }
+  const BandSet bands = BandsOfBlock<kThreads>(p, rows, arena);
 
   SoftmaxState<kHeadDim, kRowTiles> state;
   state.Clear();

@@ -46,6 +46,18 @@ constexpr int BandSetWords(int64_t n_keys) {
   return static_cast<int>((n_keys + kMostRows) / kBandWidth / BandSet::kBitsPerWord + 1);
 }
 
+// The bands of the block's head; none of a head of another kind. Called by all kThreads threads.
+template <int kThreads>
+LH_DEVICE BandSet BandsOfBlock(const SparseParams& p, const SparseRows& rows, SharedArena& arena) {
+  BandSet bands;
+  if (p.max_bands > 0 && rows.kind == HeadKind::kSparse) {
+    const int n_words = BandSetWords(p.q_begin + p.n_tokens);
+    bands = BandSet(arena.Carve<uint32_t>(n_words));
+    bands.Fill<kThreads>(p, rows.head, n_words);
+  }
+  return bands;
+}
+
 // How a tile is masked.
 enum class TileMask : int32_t {
   kNone,       // every row sees every key

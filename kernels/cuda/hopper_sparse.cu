@@ -24,12 +24,7 @@ HopperSparseKernel(LH_GRID_CONSTANT const SparseParams p) {
   TileQueue queue(arena);
   const Shared<uint8_t> raw = arena.Carve<uint8_t>(Gatherer<T, kHeadDim>::kBytes);
   const SparseRows rows = RowsOfBlock<kHeadDim, kBlockRows>(p);
-  BandSet bands;
-  if (p.max_bands > 0 && rows.kind == HeadKind::kSparse) {
-    const int n_words = BandSetWords(p.q_begin + p.n_tokens);
-    bands = BandSet(arena.Carve<uint32_t>(n_words));
-    bands.Fill<kThreads>(p, rows.head, n_words);
-  }
+  const BandSet bands = BandsOfBlock<kThreads>(p, rows, arena);
   if (ThreadId() == 0) {
     memory.InitBarriers(/*n_arrivals=*/kCopyWarps);
     queue.InitBarriers();

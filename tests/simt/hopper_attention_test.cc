@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tests/simt/dense_problem.h"
+#include "tests/simt/hopper_fixture.h"
 
 namespace longhaul::cuda {
 namespace {
@@ -19,16 +20,7 @@ using Result = testing::DenseResult;
 
 constexpr DeviceLimits kLimits = {.n_multiprocessors = 1};
 
-class HopperAttention : public ::testing::Test {
- protected:
-  void SetUp() override {
-#if defined(__CUDACC__)
-    int major = 0;
-    ASSERT_EQ(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), cudaSuccess);
-    if (major != 9) GTEST_SKIP() << "needs compute capability 9.0";
-#endif
-  }
-};
+class HopperAttention : public testing::OnHopper {};
 
 class Problem : public testing::DenseProblem {
  public:

@@ -7,6 +7,7 @@
 #include <limits>
 #include <string>
 
+#include "tests/simt/hopper_fixture.h"
 #include "tests/simt/kernel_test.h"
 
 namespace longhaul::cuda {
@@ -40,12 +41,9 @@ TEST(HopperCheck, DifferencesAreSaid) {
   EXPECT_THAT(CompareAttention(actual, kExpected), HasSubstr("log-sum-exp of row 0 is"));
 }
 
-TEST(HopperCheck, TheKernelsAgree) {
-#if defined(__CUDACC__)
-  int major = 0;
-  ASSERT_EQ(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), cudaSuccess);
-  if (major != 9) GTEST_SKIP() << "needs compute capability 9.0";
-#endif
+class HopperCheckOnDevice : public testing::OnHopper {};
+
+TEST_F(HopperCheckOnDevice, TheKernelsAgree) {
   EXPECT_EQ(WhyNotDenseHopper(kLimits, nullptr), "");
   EXPECT_EQ(WhyNotSparseHopper(kLimits, nullptr), "");
 }

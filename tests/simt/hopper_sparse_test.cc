@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/simt/dense_problem.h"
+#include "tests/simt/hopper_fixture.h"
 #include "tests/simt/sparse_problem.h"
 
 namespace longhaul::cuda {
@@ -14,16 +15,8 @@ using Case = testing::SparseCase;
 
 constexpr StripeCopies kGather{};
 
-class HopperSparse : public ::testing::Test {
+class HopperSparse : public testing::OnHopper {
  protected:
-  void SetUp() override {
-#if defined(__CUDACC__)
-    int major = 0;
-    ASSERT_EQ(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), cudaSuccess);
-    if (major != 9) GTEST_SKIP() << "needs compute capability 9.0";
-#endif
-  }
-
   static void ExpectMatches(const Case& c, int n_seeds = 1, const StripeCopies& copies = kGather) {
     testing::ExpectSparseMatches(c, copies, n_seeds,
                                  [&](const AttendSparseArgs& args, std::byte* scratch) {
