@@ -44,24 +44,24 @@ std::optional<Measure> WorstLoss(const std::map<std::string, MeanScore>& dense,
 
 PolicyChecks CheckPolicy(const Means& dense, const EvalPolicy& policy, const EvalLength& length) {
   const Means means = MeansOf(policy, length.length_tokens);
-  PolicyChecks result{.policy = policy.name, .length_tokens = length.length_tokens, .checks = {}};
-  result.checks = {
-      {"worst_suite_loss", kMaxSuiteLoss, false, WorstLoss(dense.suites, means.suites)},
-      {"worst_task_loss", kMaxTaskLoss, false, WorstLoss(dense.tasks, means.tasks)},
-      {"perplexity_rise", kMaxPerplexityRise, false, {}},
-      {"agreement", kMinAgreement, true, {}},
-      {"recall_mean", kMinRecallMean, true, {}},
-      {"recall_p1", kMinRecallP1, true, {}}};
-  const auto set = [&result](size_t check, double value) {
-    result.checks[check].measured = Measure{value, ""};
-  };
-  if (dense.perplexity && means.perplexity) set(2, *means.perplexity / *dense.perplexity - 1);
-  if (means.agreement) set(3, *means.agreement);
-  if (!policy.recall_histogram.empty()) {
-    set(4, length.recall_mean);
-    set(5, length.recall_p1);
+  std::optional<Measure> perplexity_rise, agreement, recall_mean, recall_p1;
+  if (dense.perplexity && means.perplexity) {
+    perplexity_rise = Measure{*means.perplexity / *dense.perplexity - 1, ""};
   }
-  return result;
+  if (means.agreement) agreement = Measure{*means.agreement, ""};
+  if (!policy.recall_histogram.empty()) {
+    recall_mean = Measure{length.recall_mean, ""};
+    recall_p1 = Measure{length.recall_p1, ""};
+  }
+  return {
+      .policy = policy.name,
+      .length_tokens = length.length_tokens,
+      .checks = {{"worst_suite_loss", kMaxSuiteLoss, false, WorstLoss(dense.suites, means.suites)},
+                 {"worst_task_loss", kMaxTaskLoss, false, WorstLoss(dense.tasks, means.tasks)},
+                 {"perplexity_rise", kMaxPerplexityRise, false, perplexity_rise},
+                 {"agreement", kMinAgreement, true, agreement},
+                 {"recall_mean", kMinRecallMean, true, recall_mean},
+                 {"recall_p1", kMinRecallP1, true, recall_p1}}};
 }
 
 }  // namespace
